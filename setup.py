@@ -31,7 +31,9 @@ setuptools.setup(
     },
     install_requires=shlex.split(settings["requirements"]),
     extras_require={
-        "dev": shlex.split(settings["dev_requirements"] + " " + settings["postgresql_requirements"]),
+        "dev": shlex.split(settings["dev_requirements"] + " " + settings["postgresql_requirements"]
+                           + " " + settings["mlflow_requirements"]),
+        "mlflow": shlex.split(settings["mlflow_requirements"]),
         "postgresql": shlex.split(settings["postgresql_requirements"]),
     },
     long_description=(here / "README.md").read_text(encoding="utf-8"),

@@ -88,7 +88,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Project:
     made = cli("new", "shop", "--data", "table.csv", "--target", "Bought? [y/n]", folder=folder)
     assert made.code == 0, made.err
     assert "50 rows will be set aside" in made.out and "decimal commas" in made.out
-    trained = cli("retrain", "-p", "trials=0", folder=folder / "shop")
+    trained = cli("retrain", "-p", "trials=40", "-p", "budget=1s", folder=folder / "shop")
     assert trained.code == 0, trained.out + trained.err
     assert "50 set aside: no value in the target 'Bought? [y/n]'" in trained.out
     return Project.find(folder / "shop")

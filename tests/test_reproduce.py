@@ -1,4 +1,5 @@
 """Versions rebuilt in a clean process: the same bit by bit, and where not, the input that is to blame by its name."""
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator
@@ -54,8 +55,10 @@ def differing(project: Project) -> set[str]:
     return {one.name for one in found if one.same is False}
 
 
-def test_a_version_comes_out_the_same_whatever_the_notebooks_say_now(project: Project) -> None:
+def test_a_version_comes_out_the_same_whatever_the_notebooks_say_now(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuned one, whose budget ended the race, in another process with another number of threads."""
     before = traces(project)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     features, schema = project.source / "features.py", project.schema_path
     lineage = Registry(project).folder("v1") / "lineage.json"
     with (altered(features, lambda raw: raw + b"\nchanged_since = True\n"), altered(schema, lambda raw: b"{}"),
@@ -70,6 +73,17 @@ def test_a_version_comes_out_the_same_whatever_the_notebooks_say_now(project: Pr
     assert found["reason"] == "It is the same although these inputs are not those of then: lock, machine."
     assert read_json(project.var / "reports" / "reproduce-v1.json") == found
     assert traces(project) == before and before["roles"]["champion"]["version"] == "v1"
+
+
+def test_the_budget_holds(project: Project) -> None:
+    """One second for forty trials of each model."""
+    lineage = Registry(project).get("v1").lineage
+    run = project.var / "runs" / lineage["run"]
+    assert lineage["parameters"]["budget"] == "1s" and lineage["tried"]["boosting"]["trials"] < 40
+    cells = [cell for cell in read_json(run / "retrain.ipynb")["cells"] if "tune_all(" in "".join(cell["source"])]
+    moments = [dt.datetime.fromisoformat(cells[-1]["metadata"]["papermill"][name]) for name in ("start_time", "end_time")]
+    # what there is no answer without may take longer: every spec on every fold
+    assert (moments[1] - moments[0]).total_seconds() < 5
 
 
 def test_another_seed_and_other_code_give_another_model_and_are_named(project: Project) -> None:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['as_json', 'parameters', 'Commands', 'cli', 'command', 'show', 'table', 'demo', 'new', 'decide', 'lab', 'export',
-           'test', 'split_parameters', 'run', 'retrain', 'compared', 'retrain_summary', 'runs', 'data_group',
-           'trained_versions', 'data_diff', 'data_append', 'data_profile', 'data_check', 'data_dictionary', 'models',
-           'model_rows', 'shared', 'age', 'models_diff', 'models_alias', 'models_card', 'reproduce', 'ledger',
-           'read_share', 'promote', 'rollback', 'build', 'serve', 'keys_group', 'keys_add', 'keys_list', 'keys_revoke',
-           'score', 'label', 'predictions', 'feedback', 'docs', 'main']
+           'test', 'split_parameters', 'run', 'retrain', 'show_elsewhere', 'compared', 'retrain_summary', 'runs',
+           'data_group', 'trained_versions', 'data_diff', 'data_append', 'data_profile', 'data_check',
+           'data_dictionary', 'models', 'model_rows', 'shared', 'age', 'models_diff', 'models_alias', 'models_card',
+           'reproduce', 'ledger', 'read_share', 'promote', 'rollback', 'build', 'serve', 'keys_group', 'keys_add',
+           'keys_list', 'keys_revoke', 'score', 'label', 'predictions', 'feedback', 'docs', 'main']
 
 # %% ../nbs/49_cli.ipynb #3416d4fb
 import datetime as dt
@@ -244,8 +244,18 @@ def retrain(data: str | None, query: str | None, given: tuple[str, ...], no_prom
     with exclusive(project.var / "retrain.lock", "retraining"):
         done = run_notebook("retrain", values, project)
     show({"run": done.id, **done.results}, json_, retrain_summary(done.results, done.html, done.duration_s))
+    show_elsewhere(project)
     if not done.results["passed"]:
         sys.exit(1)
+
+
+def show_elsewhere(project: Project) -> None:
+    """Bring the MLflow server level where `MLFLOW_TRACKING_URI` names one; a server that is away is a warning and no more."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        from mlsys.mirror import try_mirror
+
+        if warning := try_mirror(project):
+            click.echo(f"Warning: {warning}", err=True)
 
 
 def compared(found: dict[str, Any]) -> str:
@@ -541,11 +551,10 @@ def models_card(version: str | None, form: str | None, out: Path | None, json_: 
 
 
 def _named(registry: Any, version: str | None) -> str:
-    """A version by its name or by the role that it has; the champion when nothing is named."""
-    roles = registry.roles()
-    if version is None and "champion" not in roles:
+    """A version by its name, an alias or a role that it has; the champion when nothing is named."""
+    if version is None and "champion" not in registry.roles():
         raise UsageError("There is no champion yet. Name a version, or train one: mlsys retrain.")
-    return roles[version or "champion"]["version"] if (version or "champion") in roles else str(version)
+    return str(registry.resolve(version or "champion"))
 
 
 @command("mlsys reproduce v3")
@@ -643,10 +652,12 @@ def promote(version: str, canary: str | None, shadow: bool, why: str, force: boo
     if canary and shadow:
         raise UsageError("A version is a canary or a shadow, not both.")
     role = "shadow" if shadow else "canary" if canary else "champion"
-    change = Registry(Project.find()).promote(version, why, role=role, share=read_share(canary), force=force)
+    project = Project.find()
+    change = Registry(project).promote(version, why, role=role, share=read_share(canary), force=force)
     end = "\nTo end that: mlsys promote champion. To let it serve alone: mlsys promote " + change.version
     show({"version": change.version, "role": change.role, "changed": change.changed}, json_,
          str(change) + (end if change.changed and role != "champion" else ""))
+    show_elsewhere(project)
 
 
 @command("mlsys rollback")
@@ -656,8 +667,10 @@ def rollback(why: str, json_: bool) -> None:
     """Let the previous champion serve again."""
     from mlsys.registry import Registry
 
-    change = Registry(Project.find()).rollback(why)
+    project = Project.find()
+    change = Registry(project).rollback(why)
     show({"version": change.version, "role": change.role, "changed": change.changed}, json_, str(change))
+    show_elsewhere(project)
 
 # %% ../nbs/49_cli.ipynb #7c5619cc
 @command("mlsys build")

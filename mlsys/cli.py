@@ -664,10 +664,16 @@ def rollback(why: str, json_: bool) -> None:
 @as_json
 def build(json_: bool) -> None:
     """Pack the champion as a Bento."""
-    from mlsys.service import build_bento
+    from mlsys.deploy import write_deployment
+    from mlsys.service import build_bento, champion
 
-    bento = build_bento(Project.find())
-    show({"bento": bento}, json_, f"Built {bento}\nServe it from any folder: bentoml serve {bento}")
+    project = Project.find()
+    scope = champion(project).scope
+    bento = build_bento(project)
+    deploy = write_deployment(bento, project.name, scope)
+    show({"bento": bento, "deploy": deploy}, json_,
+         f"Built {bento}\nServe it from any folder: bentoml serve {bento}\n"
+         f"Image, compose file, Kubernetes manifests and dashboard: {deploy}")
 
 
 @command("mlsys serve --port 3000")

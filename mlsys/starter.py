@@ -518,8 +518,8 @@ def copy_starter(root: Path, name: str, scope_cell: str | None, schema: Schema |
     _write(root / "settings.ini", _settings.substitute(name=name, version=mlsys.__version__))
     _write(root / "setup.py", _setup)
     _write(root / "tests" / "test_project.py", _tests.substitute(name=name))
-    bentofile = (origin / "project" / "bentofile.yaml").read_text(encoding="utf-8")
-    _write(root / "bentofile.yaml", bentofile.replace("name: payments", f"name: {name}"))
+    shipped, beside = origin / "top" / "bentofile.yaml", origin.parent / "bentofile.yaml"
+    _write(root / "bentofile.yaml", (shipped if shipped.exists() else beside).read_text(encoding="utf-8"))
     _write(root / ".gitignore", _ignored)
 
 

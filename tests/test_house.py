@@ -167,3 +167,9 @@ def test_place_problems_are_found(text):
 
 def test_the_lock_names_no_host():
     assert "://" not in (ROOT / "requirements.lock").read_text("utf-8")
+
+
+def test_there_is_no_symbolic_link():
+    listing = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert listing and house.link_problems(listing) == []
+    assert house.link_problems("120000 0f1e 0\tnbs/a file.yaml") == ["nbs/a file.yaml is a symbolic link"]

@@ -55,7 +55,7 @@ def test_compose_file_follows_the_compose_specification(bento: Path, tmp_path: P
     path = bento / "deploy" / "compose.yaml"
     assert valid(path)
     wrong = tmp_path / "compose.yaml"
-    wrong.write_text(path.read_text().replace("read_only: true", "read_only: perhaps"))
+    wrong.write_text(path.read_text().replace("read_only: true", "read_only_root: true"))
     assert not valid(wrong)
     context = path.parent / yaml.safe_load(path.read_text())["services"]["service"]["build"]["context"]
     assert context.resolve() == bento.resolve()

@@ -183,7 +183,7 @@ def dashboard(name: str, scope: Scope) -> dict[str, Any]:
 def _panel(number: int, title: str, query: str, slowest: float) -> dict[str, Any]:
     """One picture, three in a row."""
     custom: dict[str, Any] = {"fillOpacity": 10}
-    steps = [{"color": "green", "value": None}]
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if title.startswith("Answer time"):
         custom, steps = {**custom, "thresholdsStyle": {"mode": "line"}}, [*steps, {"color": "red", "value": slowest}]
     return {

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from .core import MlsysError
+from .requests import prediction_id
 
 # %% ../nbs/36_contract.ipynb #de3171b2
 log = logging.getLogger("mlsys.service")
@@ -118,6 +119,8 @@ def field_schema(field: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/36_contract.ipynb #7980e8f1
 _text, _number, _whole = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_id = {**_text, "pattern": f"^{prediction_id}$"}
+_single = {"anyOf": [_text, _number, {"type": "boolean"}], "nullable": True}
 _moment = {"type": "string", "format": "date-time"}
 
 
@@ -127,9 +130,12 @@ def nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_of(schema: dict[str, Any] | str, most: int | None = None) -> dict[str, Any]:
-    """A list of a schema, or of the component of that name; not empty where `most` is given."""
+    """A list of a schema, or of the component of that name; not empty where `most` is given.
+
+    That is a limit of the service, answered with 413, and no rule about what a list is: it is told, not typed.
+    """
     items = {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
-    return {"type": "array", "items": items, **({"minItems": 1, "maxItems": most} if most else {})}
+    return {"type": "array", "items": items, **({"minItems": 1, "description": f"at most {most:,}"} if most else {})}
 
 
 def closed(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
     classes, most = inputs["classes"] or [], inputs["limits"]["max_rows"]
     fields = {field["name"]: field_schema(field) for field in inputs["inputs"]}
     keys = inputs["history"]["keys"]
-    ignored = {name: {"description": "tells whose past counts" if name in keys else "accepted and ignored"}
+    ignored = {name: {**_single, "description": "tells whose past counts" if name in keys else "accepted and ignored"}
                for name in inputs["ignored"]}
     row = closed({**fields, **ignored}, tuple(ignored), example=next(iter(inputs["examples"]), None))
     score = closed(dict.fromkeys(classes, _number)) if inputs["task"] == "multiclass" else _number
@@ -163,7 +169,7 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
         "Row": row,
         "Rows": closed({"rows": list_of("Row", most), "explain": explain}, ("explain",)),
         "Predictions": closed({"predictions": list_of(prediction)}),
-        "Labels": closed({"labels": list_of(closed({"id": _text, "label": label, "at": _moment}, ("at",)), most)}),
+        "Labels": closed({"labels": list_of(closed({"id": _id, "label": label, "at": _moment}, ("at",)), most)}),
         "Kept": closed({"kept": _whole, "repeated": _whole, "unknown": list_of(_text)}),
         "Errors": closed({"errors": list_of(error)}),
     }

@@ -96,7 +96,7 @@ def test_what_cannot_be_scored_is_refused(cli, project, table, scores, tmp_path)
 
 def test_too_many_bad_rows_write_no_file(cli, project, table, tmp_path):
     wrong = tmp_path / "wrong.csv"
-    pd.read_csv(table, nrows=50).assign(**{"возраст": "old"}).to_csv(wrong, index=False)
+    pd.read_csv(table, nrows=50).rename(columns={"Unnamed: 2": ""}).assign(**{"возраст": "old"}).to_csv(wrong, index=False)
     answer = score(cli, project, wrong, tmp_path / "x.csv")
     assert answer.code == 1 and "no file was written" in answer.err and not (tmp_path / "x.csv").exists()
     answer = score(cli, project, wrong, tmp_path / "x.csv", "--max-bad-rows", "1")

@@ -151,7 +151,7 @@ def test_labels_come_back_in_a_file(project, url, tmp_path):
     labels = pd.DataFrame({"id": [*ids, "nobody"], "label": ["yes", "no", "yes", "no"]})
     labels.to_csv(tmp_path / "labels.csv", index=False)
     kept = json.loads(mlsys(project.root, "feedback", str(tmp_path / "labels.csv"), "--json"))
-    assert kept == {"kept": 3, "repeated": 0, "unknown": ["nobody"]}
+    assert kept == {"kept": 3, "repeated": 0, "unknown": ["nobody"], "empty": 0}
 
 
 def test_a_feature_gives_a_version_that_is_compared_with_the_champion(project, url, second):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 import zipfile

@@ -22,7 +22,18 @@ from sqlalchemy.dialects import postgresql
 
 import mlsys.history
 from mlsys.core import MlsysError, Project, UsageError
-from mlsys.history import _insert, Event, HistorySet, HistoryStore, Past, digest, event_table, exact_sum, look_back, recall
+from mlsys.history import (
+    Event,
+    HistorySet,
+    HistoryStore,
+    Past,
+    _insert,
+    digest,
+    event_table,
+    exact_sum,
+    look_back,
+    recall,
+)
 from mlsys.prediction_log import PredictionLog
 from mlsys.registry import Registry
 from mlsys.schema import Column, Schema

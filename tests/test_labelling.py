@@ -5,6 +5,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import environment, shop
 from nbclient import NotebookClient
 
 from mlsys.core import Project
@@ -12,7 +13,6 @@ from mlsys.data import list_snapshots
 from mlsys.labelling import LabelBook, agreed_labels
 from mlsys.registry import Registry
 from mlsys.runs import find_notebook, prepare_notebook
-from conftest import environment, shop
 
 
 @pytest.fixture(scope="module")

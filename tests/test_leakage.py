@@ -1,7 +1,7 @@
 """What the search for leaks finds, what it leaves alone, and what happens to a suspect from `mlsys new` to the verdict."""
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,13 +12,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import environment, shop
 
 from mlsys.core import Project
 from mlsys.data import read
 from mlsys.leakage import Suspect, find_suspects
 from mlsys.schema import infer
 from mlsys.starter import draft_scope, new_project
-from conftest import environment, shop
 
 tables = Path(os.environ.get("MLSYS_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

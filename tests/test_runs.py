@@ -19,7 +19,14 @@ from hypothesis import strategies as some
 
 from mlsys.core import Project, UsageError
 from mlsys.runs import (
-    RunFailed, Secret, _injected_source, bind_parameters, list_runs, parse_value, read_parameters, run_notebook
+    RunFailed,
+    Secret,
+    _injected_source,
+    bind_parameters,
+    list_runs,
+    parse_value,
+    read_parameters,
+    run_notebook,
 )
 
 repository = Path(__file__).resolve().parents[1]

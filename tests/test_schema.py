@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import awkward
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conftest import awkward
 from mlsys import cells as chapter
 from mlsys.core import Project
 from mlsys.kinds import Kind, level_kinds, numeric_kinds

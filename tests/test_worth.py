@@ -15,7 +15,15 @@ from mlsys.demo import command
 from mlsys.features import FeatureSet, feature
 from mlsys.schema import Column, Schema, infer
 from mlsys.scope import Personal, Scope
-from mlsys.worth import BrokenPromise, check_feature, feature_worth, find_proxies, outside_reads, plot_worth, refused_inputs
+from mlsys.worth import (
+    BrokenPromise,
+    check_feature,
+    feature_worth,
+    find_proxies,
+    outside_reads,
+    plot_worth,
+    refused_inputs,
+)
 
 adult = Path(__file__).parents[2] / "shared" / "data" / "adult_income.csv.gz"
 schema = Schema(columns=[

@@ -99,10 +99,22 @@ def to_json(value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
 
 # %% ../nbs/36_contract.ipynb #b38f7a48
+def _or_written(type: str, **written: Any) -> dict[str, Any]:
+    """A type, or the same as text, as files and forms have it; nothing is missing."""
+    return {"anyOf": [{"type": type}, {"type": "string", **written}]}
+
+
+_types = {
+    "number": _or_written("number", pattern=r"^(-?[0-9]{1,15}(\.[0-9]{1,6})?)?$"),
+    "integer": _or_written("number", pattern=r"^(-?[0-9]{1,15})?$"),  # a fraction is legal, if unusual
+    "boolean": {"anyOf": [{"type": "boolean"}, {"type": "number", "enum": [0, 1]},
+                          {"type": "string", "enum": ["true", "false", "0", "1", ""]}]},
+}
+
+
 def field_schema(field: dict[str, Any]) -> dict[str, Any]:
     """One input in OpenAPI's terms."""
-    types = {"number": "number", "integer": "integer", "boolean": "boolean"}
-    told = {"type": types.get(field["kind"], "string"), "nullable": True, "x-kind": field["kind"]}
+    told = {**_types.get(field["kind"], {"type": "string"}), "nullable": True, "x-kind": field["kind"]}
     if field["kind"] == "datetime":
         told["format"] = "date-time"
     notes = [field["description"], f"Unit: {field['unit']}." if field["unit"] else ""]
@@ -169,7 +181,7 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
         "Row": row,
         "Rows": closed({"rows": list_of("Row", most), "explain": explain}, ("explain",)),
         "Predictions": closed({"predictions": list_of(prediction)}),
-        "Labels": closed({"labels": list_of(closed({"id": _id, "label": label, "at": _moment}, ("at",)), most)}),
+        "Labels": closed({"labels": list_of(closed({"id": _id, "label": label, "at": nullable(_moment)}, ("at",)), most)}),
         "Kept": closed({"kept": _whole, "repeated": _whole, "unknown": list_of(_text)}),
         "Errors": closed({"errors": list_of(error)}),
     }

@@ -277,7 +277,7 @@ def check_labels(labels: Any, task: str, classes: Sequence[str] | None, limits: 
         problems = _label_problems(item, task, classes or [])
         errors += [{"row": number, "field": field, "problem": problem} for field, problem in problems]
         if not problems:
-            kept.append({"id": item["id"], "label": item["label"], "at": item.get("at") or now})
+            kept.append({"id": item["id"], "label": item["label"], "at": now if item.get("at") is None else item["at"]})
         if len(errors) >= limits.max_errors:
             break
     if errors:
@@ -301,7 +301,7 @@ def _label_problems(item: Any, task: str, classes: Sequence[str]) -> list[tuple[
     elif label not in classes:
         problems.append(("label", f"one of {', '.join(map(repr, classes[:20]))}, not {str(label)[:60]!r}"))
     try:
-        as_utc(item.get("at") or "2000-01-01")
+        as_utc("2000-01-01" if item.get("at") is None else item["at"])
     except MlsysError as error:
         problems.append(("at", str(error)))
     return problems

@@ -263,7 +263,6 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
     if not is_loopback(host) and not Guard(KeyBook(project.database_url)).keys:
         raise MlsysError(f"{host} can be reached from other machines: make a key for callers first, mlsys keys add NAME, "
                          "or set MLSYS_API_KEY.")
-    version = champion(project)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -273,7 +272,7 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
         except OSError as error:
             raise MlsysError(f"Port {port} on {host} cannot be used ({error.strerror}). "
                              f"Stop what runs there, or choose another one: --port {port + 1}.") from None
-    return version
+    return champion(project)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -76,6 +76,8 @@ STARTS = {
     "import mlsys": "import mlsys",
     "import mlsys.core": "import mlsys.core",
     "mlsys --help": "from mlsys.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    "mlsys models": "from mlsys.cli import main\ntry: main(['models'])\nexcept SystemExit: pass",
+    "mlsys ledger": "from mlsys.cli import main\ntry: main(['ledger'])\nexcept SystemExit: pass",
 }
 
 

@@ -102,7 +102,8 @@ def demo(folder: Path) -> None:
 def _demo_project(folder: Path) -> Project:
     """A copy of the reference project, examples included."""
     from mlsys.core import atomic_folder
-    from mlsys.starter import copy_starter, export
+    from mlsys.export import export
+    from mlsys.starter import copy_starter
 
     if folder.exists():
         raise UsageError(f"{folder} exists already and is no project. Choose another --dir.")
@@ -161,6 +162,7 @@ def _open_lab(project: Project, place: Path) -> None:
     """JupyterLab, opened at a notebook or a folder of the project; ends when it is ended."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))}
     words = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={project.root}", str(place)]
+    words += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # in a container, say
     sys.exit(subprocess.run(words, cwd=project.root, env=environment).returncode)
 
 # %% ../nbs/49_cli.ipynb #1b177657
@@ -168,18 +170,23 @@ def _open_lab(project: Project, place: Path) -> None:
 @as_json
 def export(json_: bool) -> None:
     """Notebooks to package, cleaned."""
-    from mlsys.starter import export as export_project
+    from mlsys.export import export as export_project, stray_features
 
     project = Project.find()
     export_project(project.root)
-    result = {"notebooks": project.root / "nbs", "package": project.source}
-    show(result, json_, f"Exported the notebooks of {project.root / 'nbs'} to {project.source}")
+    notes = stray_features(project.notebooks)
+    result = {"notebooks": project.root / "nbs", "package": project.source, "notes": notes}
+    said = f"Exported the notebooks of {project.root / 'nbs'} to {project.source}"
+    show(result, json_, "\n".join([said, *notes]))
 
 
 @command("mlsys test")
 def test() -> None:
     """The project's notebook tests and its pytest tests."""
+    from mlsys.export import require_exported
+
     project = Project.find()
+    require_exported(project)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))}
     notebooks = "from nbdev.test import nbdev_test; nbdev_test(n_workers=2)"
     steps = {"notebooks": ["-c", notebooks], "pytest": ["-m", "pytest", "-q", "tests"]}
@@ -215,9 +222,11 @@ def split_parameters(given: tuple[str, ...]) -> dict[str, Any]:
 @as_json
 def run(notebook: str, given: tuple[str, ...], json_: bool) -> None:
     """Any run notebook, with typed parameters."""
+    from mlsys.export import require_exported
     from mlsys.runs import run_notebook
 
     project = Project.find()
+    require_exported(project)
     done = run_notebook(notebook, split_parameters(given), project)
     said = [str(line) for line in done.results.get("summary", [])]  # what a notebook has to say to whoever sits at the terminal
     show(done.to_dict(), json_, "\n".join([*said, f"Done in {done.duration_s:.1f} s: {done.html}"]))
@@ -231,6 +240,7 @@ def run(notebook: str, given: tuple[str, ...], json_: bool) -> None:
 @as_json
 def retrain(data: str | None, query: str | None, given: tuple[str, ...], no_promote: bool, json_: bool) -> None:
     """New data to a gated, registered, promoted model."""
+    from mlsys.export import require_exported, stray_features
     from mlsys.runs import run_notebook
 
     project = Project.find()
@@ -241,6 +251,9 @@ def retrain(data: str | None, query: str | None, given: tuple[str, ...], no_prom
             raise UsageError(f"No file {data}. Name the rows to learn from: --data FILE")  # at once: a kernel takes seconds
     values |= {"query": query} if query is not None else {}
     values |= {"promote": False} if no_promote else {}
+    require_exported(project)
+    for note in stray_features(project.notebooks):
+        click.echo(note, err=True)
     with exclusive(project.var / "retrain.lock", "retraining"):
         done = run_notebook("retrain", values, project)
     show({"run": done.id, **done.results}, json_, retrain_summary(done.results, done.html, done.duration_s))

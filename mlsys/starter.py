@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['infer_task', 'check_name', 'draft_scope', 'personal_rules', 'scope_source', 'starter_notebooks', 'adapt_notebook',
-           'NewProject', 'with_suspects', 'new_project', 'copy_starter', 'clean_notebooks', 'export', 'with_entry',
-           'decide_suspect']
+           'NewProject', 'with_suspects', 'new_project', 'copy_starter', 'with_entry', 'decide_suspect']
 
 # %% ../nbs/47_starter.ipynb #c2b0aa6c
 import ast
@@ -13,10 +12,8 @@ import contextlib
 import importlib.util
 import json
 import keyword
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ import pandas as pd
 import mlsys
 from .core import MlsysError, Project, UsageError, atomic_folder, did_you_mean, write_atomic
 from .data import freeze_in_scope, read, split, usable_rows
+from .export import export
 from .leakage import Suspect, find_suspects
 from .privacy import Finding, detect, hide_values
 from .schema import Column, Proposal, Schema, infer, parse_column, proposals
@@ -525,39 +523,6 @@ def copy_starter(root: Path, name: str, scope_cell: str | None, schema: Schema |
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-# %% ../nbs/47_starter.ipynb #f455cba3
-def clean_notebooks(folder: Path) -> None:
-    """Leave in notebooks what was written: sources and tags, without outputs, counts and editors' metadata."""
-    for path in sorted(folder.rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts:
-            continue
-        text = path.read_text(encoding="utf-8")
-        notebook = json.loads(text)
-        for cell in notebook["cells"]:
-            cell["metadata"] = {key: cell["metadata"][key] for key in ("tags",) if cell["metadata"].get(key)}
-            if cell["cell_type"] == "code":
-                cell |= {"outputs": [], "execution_count": None}
-        notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec",) if key in notebook["metadata"]}
-        cleaned = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if cleaned != text:
-            write_atomic(path, cleaned)
-
-
-def export(root: Path) -> None:
-    """Export a project's notebooks to its package and clean them.
-
-    Raises
-    ------
-    MlsysError
-        With nbdev's last line, when it fails.
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
-    words = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as run; run()"]
-    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise MlsysError(f"The export failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-    clean_notebooks(root / "nbs")
 
 # %% ../nbs/47_starter.ipynb #2131b950
 def with_entry(source: str, field: str, name: str, value: str) -> str:

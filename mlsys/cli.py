@@ -189,7 +189,7 @@ def test() -> None:
     require_exported(project)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))}
     notebooks = "from nbdev.test import nbdev_test; nbdev_test(n_workers=2)"
-    steps = {"notebooks": ["-c", notebooks], "pytest": ["-m", "pytest", "-q", "tests"]}
+    steps = {"notebooks": ["-c", notebooks], "pytest": ["-m", "pytest", "-q", "--tb=short", "tests"]}
     failed = []
     for what, words in steps.items():
         click.echo(f"== {what}")

@@ -18,6 +18,7 @@ import io
 import json
 import math
 import operator
+import logging
 import os
 import re
 import secrets
@@ -724,6 +725,11 @@ def _quiet() -> Any:
     return logger
 
 # %% ../nbs/41_runs.ipynb #7ea7e48f
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is about anything but a kernel that was ended on purpose."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "DeadKernelError")
+
+
 def _execute(
     kernel: Any, run: Run, output: _OutputFile, timeout: float | None, deadline: float, progress: bool
 ) -> Exception | None:
@@ -739,6 +745,9 @@ def _execute(
         )
     except Exception as error:
         return error
+    except BaseException:  # an interrupt: the cell in work ends with its kernel, and asyncio would tell of that at the very end
+        logging.getLogger("asyncio").addFilter(_is_news)
+        raise
     finally:
         registry._handlers.remove((name, output))
     return None

@@ -151,11 +151,16 @@ def group_values(values: pd.Series, most: int = 8) -> pd.Categorical:
         order = [str(part) if isinstance(part, str) else f"from {part.left:%Y-%m-%d}" for part in parts.cat.categories]
         named = parts.cat.rename_categories(order).astype(object)
     elif pd.api.types.is_numeric_dtype(values):
-        few, cut = values.nunique() <= most, values
+        few, cut, pile = values.nunique() <= most, values, None
         if not few:
-            number, edges = pd.qcut(values, most, labels=False, retbins=True, duplicates="drop")
-            cut = number.map(lambda bin: edges[int(bin) + 1], na_action="ignore")
-        texts = {edge: ("" if few else "to ") + (f"{edge:,.0f}" if abs(edge) >= 1000 else f"{edge:.3g}")
+            alone = values == values.mode().iloc[0]
+            if alone.mean() > 2 / most:  # it would fill several groups: it is one of its own
+                pile = values.mode().iloc[0]
+            rest = values[~alone] if pile is not None else values
+            number, edges = pd.qcut(rest, most - (pile is not None), labels=False, retbins=True, duplicates="drop")
+            cut = number.map(lambda bin: edges[int(bin) + 1], na_action="ignore").reindex(values.index)
+            cut = cut.mask(alone, pile) if pile is not None else cut
+        texts = {edge: ("" if few or edge == pile else "to ") + (f"{edge:,.0f}" if abs(edge) >= 1000 else f"{edge:.3g}")
                  for edge in sorted(cut.dropna().unique())}
         order, named = list(dict.fromkeys(texts.values())), cut.map(texts).astype(object)
     else:
@@ -292,7 +297,7 @@ def _odd_numbers(values: pd.Series) -> list[tuple[str, str]]:
                           f"{_say(values.quantile(.25))} and {_say(values.quantile(.75))}"))
         piles = values.value_counts(normalize=True)
         for value, share in piles[piles > 0.1].head(2).items():
-            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, the others have {values.nunique():,} values"))
+            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, the others have {values.nunique() - 1:,} values"))
     if (values < 0).any() and (values >= 0).mean() > 0.99:
         found.append(("a few negative values", f"{int((values < 0).sum()):,} of {len(values):,}"))
     return found

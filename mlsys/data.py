@@ -705,7 +705,8 @@ def row_numbers(df: pd.DataFrame) -> np.ndarray:
 
 def _written_alike(df: pd.DataFrame) -> pd.DataFrame:
     """Rows whose whole numbers are written alike: a tool that met a gap in a column of text writes 84 as 84.0."""
-    texts = [name for name in df if not (pd.api.types.is_numeric_dtype(df[name]) or pd.api.types.is_datetime64_any_dtype(df[name]))]
+    typed = (pd.api.types.is_numeric_dtype, pd.api.types.is_datetime64_any_dtype)
+    texts = [name for name in df if not any(is_typed(df[name]) for is_typed in typed)]
     return df.assign(**{name: df[name].astype("str").str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True) for name in texts})
 
 

@@ -297,7 +297,8 @@ def _odd_numbers(values: pd.Series) -> list[tuple[str, str]]:
                           f"{_say(values.quantile(.25))} and {_say(values.quantile(.75))}"))
         piles = values.value_counts(normalize=True)
         for value, share in piles[piles > 0.1].head(2).items():
-            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, the others have {values.nunique() - 1:,} values"))
+            others = f"the others have {values.nunique() - 1:,} values"
+            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, {others}"))
     if (values < 0).any() and (values >= 0).mean() > 0.99:
         found.append(("a few negative values", f"{int((values < 0).sum()):,} of {len(values):,}"))
     return found

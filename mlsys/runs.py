@@ -736,11 +736,12 @@ def _execute(
     """Run all cells in a started kernel; what papermill raised, None when nothing."""
     papermill = _papermill()
     registry, name = papermill.iorw.papermill_io, f"{run.id}.ipynb"
-    bar = {"desc": run.notebook, "delay": 1, "file": sys.stderr, "leave": False} if progress else False
+    look = {"desc": run.notebook, "delay": 1, "file": sys.stderr, "leave": False, "disable": None}  # for a terminal only
     registry.register(name, output)
     try:
         papermill.execute_notebook(
-            name, name, engine_name="mlsys", kernel_name="python3", kernel=kernel, output=output, progress_bar=bar,
+            name, name, engine_name="mlsys", kernel_name="python3", kernel=kernel, output=output,
+            progress_bar=look if progress else False,
             seconds_left=lambda cell: max(0.01, deadline - time.monotonic()) if timeout else None,
         )
     except Exception as error:

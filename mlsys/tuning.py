@@ -484,7 +484,8 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
     drawn = _draws(spec, scope.task, trials if tried is None else tried["trials"], seed)
     store = store or TrialStore()
     watch = _Watch(seconds if tried is None else None, clock, store)
-    with tqdm(desc=f"tuning {spec.name}", unit="fit", file=_terminal(), disable=not progress, leave=False, mininterval=1) as bar:
+    hidden = None if progress else True  # None: unless somebody sits before it
+    with tqdm(desc=f"tuning {spec.name}", unit="fit", file=_terminal(), disable=hidden, leave=False, mininterval=1) as bar:
         course = pairs[: folds if tried is None else tried["folds"]]
         race = _Race(case, course, drawn, store, len(pairs), bar).run(watch)
         params, score, judged = _settle(case, pairs, drawn[race.winner], bar)

@@ -265,6 +265,7 @@ def test_a_killed_retraining_leaves_the_champion_and_two_at_once_take_turns(proj
     assert not [path for path in (project.var / "registry").iterdir() if path.name.startswith(".") and path.is_dir()]
 
 
+@pytest.mark.stress
 def test_ten_thousand_levels_go_through(cli, tmp_path):
     big = pd.concat([table] * 55, ignore_index=True)
     codes = [f"L{k * 7919 % 10_000}" for k in range(len(big))]

@@ -54,6 +54,7 @@ def test_a_file_is_scored_as_the_service_would(project, table, scores):
     assert set(scores["model"]) == {Registry(project).champion().version}
 
 
+@pytest.mark.stress
 def test_killed_with_9_it_goes_on_and_logs_nothing_twice(cli, project, table, scores):
     log = PredictionLog(project.database_url)
     before = len(log.predictions())

@@ -76,6 +76,7 @@ def test_a_wrong_label_refuses_the_whole_file(cli, project):
     assert len(LabelBook(project.database_url).history()) == before
 
 
+@pytest.mark.stress
 def test_two_labellers_are_compared_and_the_next_training_learns_from_both(cli, project):
     rows = pd.read_csv(project.root.parent / "shop.csv").set_index("visitor")
     ids = list(rows.index[rows["bought"].isna()][:40])

@@ -330,6 +330,7 @@ def test_a_dropped_leak_is_not_printed(tmp_path):
     assert made.suspects == () and "suspect" not in str(made) and "suspects" not in source
 
 
+@pytest.mark.stress
 def test_a_champion_that_reads_what_is_forbidden_now_is_no_measure(cli, tmp_path):
     rng = np.random.default_rng(0)
     visitors = shop(600)

@@ -187,6 +187,7 @@ def test_training_again_gives_the_same_digest(project, second):
     assert Registry(project).champion().version == "v2"
 
 
+@pytest.mark.stress
 def test_a_gate_says_no_to_noise(project, second, table, tmp_path):
     noise = pd.read_csv(table)
     noise["tip"] = noise["tip"].sample(frac=1, random_state=0).to_numpy()
@@ -198,6 +199,7 @@ def test_a_gate_says_no_to_noise(project, second, table, tmp_path):
     assert {one["status"] for one in runs} == {"done"} and sum(one["results"]["passed"] for one in runs) == len(runs) - 1
 
 
+@pytest.mark.stress
 def test_an_old_version_keeps_its_own_features(project, second):
     rows = inputs(project)
     notebook = project.notebooks / "02_features.ipynb"

@@ -280,6 +280,8 @@ def retrain_summary(results: dict[str, Any], html: Path, seconds: float | None) 
     for name, found in results["comparison"].items():
         span = f"95 % interval {found['low']:+.2g} to {found['high']:+.2g}"
         lines += [f"Against   {name}: {compared(found)} ({found['difference']:+.2g}, {span})"]
+    if why_not := results.get("not_compared"):
+        lines += [f"Against   champion: not compared, for {why_not}"]
     gates = [check for check in results["verdict"]["checks"] if check.get("blocking", True)]
     said_no = [check for check in results["verdict"]["checks"] if not check["passed"]]
     failed = [f"          no: {check['name']}. {check['sentence']}" for check in said_no if check in gates]

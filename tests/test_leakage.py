@@ -355,3 +355,5 @@ def test_a_champion_that_reads_what_is_forbidden_now_is_no_measure(cli, tmp_path
     second = json.loads(again.out)
     assert second["promoted"] and second["metrics"]["roc_auc"] < 0.95
     assert not any(name.startswith("champion") for name in second["comparison"])
+    assert "reads refund" in second["not_compared"]
+    assert any("The champion is no measure" in check["sentence"] for check in second["verdict"]["checks"])

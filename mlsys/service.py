@@ -230,7 +230,11 @@ def champion(project: Project) -> "ModelVersion":
     from mlsys.registry import Registry
     from mlsys.serving import NoModel
 
-    version = Registry(project).champion()
+    registry = Registry(project)
+    version = registry.champion()
+    if version is None and (known := registry.versions()):
+        raise NoModel(f"No version serves yet; there are {', '.join(known)}, and none was promoted. See what their gates say "
+                      f"(mlsys models), then train again, or: mlsys promote {known[-1]}")
     if version is None:
         raise NoModel("There is no model to serve yet. Train and promote one first: mlsys retrain")
     return version

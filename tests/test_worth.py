@@ -168,6 +168,12 @@ def test_the_only_feature_and_the_parts_of_a_date_can_be_judged():
     assert list(worth.table.index) == ["day"] and worth.table.loc["day", "loss"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_fold_of_one_month_has_no_column_for_the_month():
+    scope = Scope(name="t", task="binary", target="bought", positive="yes", time="day")
+    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), sales(2000), scope)
+    assert worth.table.loc["a", "loss"] > 0.1 > worth.table.loc["day", "loss"]
+
+
 def test_personal_and_mostly_missing_columns_are_named_first():
     df = sales()
     df["c"] = df["c"].where(np.arange(len(df)) % 5 == 0)

@@ -170,7 +170,7 @@ def test_the_only_feature_and_the_parts_of_a_date_can_be_judged():
 
 def test_a_fold_of_one_month_has_no_column_for_the_month():
     scope = Scope(name="t", task="binary", target="bought", positive="yes", time="day")
-    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), sales(2000), scope)
+    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), sales(1000), scope)
     assert worth.table.loc["a", "loss"] > 0.1 > worth.table.loc["day", "loss"]
 
 

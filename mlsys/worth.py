@@ -425,7 +425,7 @@ def measure_time(functions: Sequence[Feature], df: pd.DataFrame) -> pd.DataFrame
 # %% ../nbs/23_worth.ipynb #759e9dfd
 def _without(folds: list[Fold], gone: Collection[str], y: np.ndarray, scope: Scope, seed: int) -> np.ndarray:
     """Out-of-fold scores of the quick model when some of the model's columns are not there."""
-    left = [[name for name in train if name not in set(gone)] for train, *_ in folds]  # a fold of one month has no column for it
+    left = [[name for name in train if name not in set(gone)] for train, *_ in folds]  # a fold of one year has no column for it
     if not all(left):
         mean = build_pipeline(trivial(), FeatureSet(), scope.task, seed)[1:]
         folds = [(train.iloc[:, :1] * 0, target, rows.iloc[:, :1] * 0, numbers) for train, target, rows, numbers in folds]

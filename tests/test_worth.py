@@ -168,9 +168,10 @@ def test_the_only_feature_and_the_parts_of_a_date_can_be_judged():
     assert list(worth.table.index) == ["day"] and worth.table.loc["day", "loss"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_fold_of_one_month_has_no_column_for_the_month():
+def test_a_fold_of_one_year_has_no_column_for_the_year():
     scope = Scope(name="t", task="binary", target="bought", positive="yes", time="day")
-    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), sales(1000), scope)
+    df = sales(1500).assign(day=pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(1500) * 8, unit="h"))
+    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), df, scope)
     assert worth.table.loc["a", "loss"] > 0.1 > worth.table.loc["day", "loss"]
 
 

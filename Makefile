@@ -25,7 +25,7 @@ test: setup  ## notebooks clean and in sync, every notebook tested, then pytest
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers 2
 	$(bin)/pytest -n 2 --dist loadfile -m 'not stress'
 
-stress: setup  ## the tests that take minutes each: kills, servers under load, rebuilds
+stress: setup  ## the tests that take long: whole trainings again and again, kills, rebuilds (CI runs them, too)
 	$(bin)/pytest -n 2 --dist loadfile -m stress
 
 check: setup  ## type check and lint

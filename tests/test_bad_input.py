@@ -245,6 +245,7 @@ def test_an_interrupted_new_leaves_nothing(cli, tmp_path, kind):
     assert cli(*words, folder=tmp_path).code == 0
 
 
+@pytest.mark.stress
 def test_a_killed_retraining_leaves_the_champion_and_two_at_once_take_turns(project):
     registry = Registry(project)
     champion, runs = registry.champion().version, project.var / "runs"

@@ -78,6 +78,7 @@ def test_killed_with_9_it_goes_on_and_logs_nothing_twice(cli, project, table, sc
     assert len(logged) - before == ROWS - 1 and {one["id"] for one in logged} >= set(after["prediction"])
 
 
+@pytest.mark.stress
 def test_what_cannot_be_scored_is_refused(cli, project, table, scores, tmp_path):
     taken = table.parent / "scores.parquet"
     typo = tmp_path / "typo.csv"

@@ -287,6 +287,7 @@ def test_what_is_found_in_a_shared_table(name):
 
 # ---- from the table to the verdict
 
+@pytest.mark.stress
 def test_a_suspect_blocks_until_somebody_decides(cli, tmp_path):
     rng, df = table(600)
     refund_or_zero(rng, df).to_csv(tmp_path / "shop.csv", index=False)

@@ -265,6 +265,7 @@ def new_and_retrain(
     return project, results, prediction
 
 
+@pytest.mark.stress
 def test_numbers_in_time_and_classes_go_through(tmp_path):
     df = rides(900).drop(columns=["ride", "tip"])
     with ThreadPoolExecutor(2) as pool:

@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 
 from .core import MlsysError, Project
-from .explain import Explanation
 from .features import FeatureError
 from .history import HistoryStore, recall
 from .prediction_log import PredictionLog
+from .predictor import Answers
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, TooManyRows, check_labels
 from .roles import Holder, LineUp, NoModel, Serving, whom
@@ -61,33 +61,31 @@ def answer_scores(task: str, scores: np.ndarray, classes: Sequence[str] | None) 
     return [float(score) for score in scores]
 
 # %% ../nbs/34_serving.ipynb #11463132
-def explained(explanation: Explanation, row: int, largest: int | None = None) -> dict[str, Any]:
+def explained(told: Answers, row: int, largest: int | None = None) -> dict[str, Any]:
     """One row's explanation as an answer holds it.
 
     Parameters
     ----------
-    explanation : Explanation
-        Of the whole request.
+    told : Answers
+        To the whole request.
     row : int
         Which of its rows.
     largest : int, optional
         How many contributions to list; all when None.
     """
-    contributions = np.asarray(explanation.contributions[row], dtype=float)
-    order = np.argsort(-np.abs(contributions), kind="stable")
-    shown, rest = order[:largest], order[largest:] if largest is not None else order[:0]
-    entries = [
-        {"feature": explanation.features[i], "value": _plain(explanation.values.iat[row, i]),
-         "contribution": float(contributions[i])}
-        for i in shown
-    ]
-    if len(rest):
-        entries.append({"feature": "(other)", "value": None, "contribution": float(contributions[rest].sum())})
-    return {"base": float(explanation.base[row]), "contributions": entries}
+    assert told.base is not None and told.contributions is not None
+    names, values, contributions = told.features, told.values[row], told.contributions[row].tolist()
+    order = sorted(range(len(names)), key=lambda i: -abs(contributions[i]))
+    entries = [{"feature": names[i], "value": _plain(values[i]), "contribution": contributions[i]} for i in order[:largest]]
+    if largest is not None and largest < len(order):
+        entries.append({"feature": "(other)", "value": None, "contribution": sum(contributions[i] for i in order[largest:])})
+    return {"base": float(told.base[row]), "contributions": entries}
 
 
 def _plain(value: Any) -> Any:
     """A feature's value as JSON has it: missing is None."""
+    if type(value) is str:
+        return value
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if hasattr(value, "item"):
@@ -185,8 +183,7 @@ def judge(holder: Holder, cases: Sequence[RowCase], largest: int | None = 0) -> 
     """
     clean = [case.clean for case in cases]
     try:
-        raw = holder.score(clean)
-        explanation = None if largest == 0 else holder.explain(clean)
+        told = holder.answer(clean, largest != 0)
     except InvalidRows:
         raise
     except Exception as error:
@@ -195,10 +192,10 @@ def judge(holder: Holder, cases: Sequence[RowCase], largest: int | None = 0) -> 
         middle = len(cases) // 2
         return judge(holder, cases[:middle], largest) + judge(holder, cases[middle:], largest)
     version, task = holder.version, holder.version.scope.task
-    scores = answer_scores(task, raw, version.classes)
-    finite = np.isfinite(raw).reshape(len(cases), -1).all(axis=1).tolist()
+    scores = answer_scores(task, told.scores, version.classes)
+    finite = np.isfinite(told.scores).reshape(len(cases), -1).all(axis=1).tolist()
     return [{"score": score, "decision": decide(task, score, version.threshold, version.classes),
-             "explanation": None if explanation is None else explained(explanation, row, largest)}
+             "explanation": None if largest == 0 else explained(told, row, largest)}
             if fine else Trouble("score", "gave a score that is not finite")
             for row, (score, fine) in enumerate(zip(scores, finite, strict=True))]
 

@@ -90,7 +90,7 @@ class Levels(dict[Any, tuple[float, ...]]):
         self.others = others
 
     def __missing__(self, level: Any) -> tuple[float, ...]:
-        return (0.0,) * len(self.others)
+        return self.others
 
 
 _encoders = (OrdinalEncoder, LevelEncoder, OneHotEncoder, TargetEncoder)

@@ -287,7 +287,9 @@ def retrain_summary(results: dict[str, Any], html: Path, seconds: float | None) 
     failed = [f"          no: {check['name']}. {check['sentence']}" for check in said_no if check in gates]
     warned = [f"          warning: {check['name']}. {check['sentence']}" for check in said_no if check not in gates]
     verdict = "passed" if results["passed"] else "FAILED"
-    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks", *failed, *warned]
+    others = len(results["verdict"]["checks"]) - len(gates)
+    spoke = f"; {len(warned)} of {others} more that only warn spoke up" if others else ""
+    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks{spoke}", *failed, *warned]
     role = "now the champion" if results["promoted"] else f"registered; {results['champion'] or 'nothing'} serves on"
     lines += [f"Version   {results['version']} ({results['digest'][:12]}), {role}", f"Run       {html} ({seconds or 0:.0f} s)"]
     return "\n".join(lines)

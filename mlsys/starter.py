@@ -415,7 +415,8 @@ class NewProject:
         dates = [c.name for c in self.schema.columns if c.kind == "datetime"]
         ids = [c.name for c in self.schema.columns if c.kind == "id" and c.role == "unused"]
         if dates and not self.scope.time:
-            hints.append(f"{dates[0]} has dates: --time {dates[0]} would judge the model on the newest rows, as in life")
+            hints.append(f"{dates[0]} has dates: --time {shlex.quote(dates[0])} would judge the model on the newest rows, "
+                         "as in life")
         if ids and not self.scope.id:
             hints.append(f"{ids[0]} comes back in many rows: is it whose rows they are? Then --entity {ids[0]!r}"
                          if ids[0] in self.recurring else

@@ -287,7 +287,9 @@ def retrain_summary(results: dict[str, Any], html: Path, seconds: float | None) 
     failed = [f"          no: {check['name']}. {check['sentence']}" for check in said_no if check in gates]
     warned = [f"          warning: {check['name']}. {check['sentence']}" for check in said_no if check not in gates]
     verdict = "passed" if results["passed"] else "FAILED"
-    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks", *failed, *warned]
+    others = len(results["verdict"]["checks"]) - len(gates)
+    spoke = f"; {len(warned)} of {others} more that only warn spoke up" if others else ""
+    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks{spoke}", *failed, *warned]
     role = "now the champion" if results["promoted"] else f"registered; {results['champion'] or 'nothing'} serves on"
     lines += [f"Version   {results['version']} ({results['digest'][:12]}), {role}", f"Run       {html} ({seconds or 0:.0f} s)"]
     return "\n".join(lines)
@@ -771,6 +773,9 @@ def score(source: str, out: Path, query: str | None, explain: bool, wanted: str 
     check_target(out, source, overwrite)
     registry = Registry(project)
     version = registry.get(wanted) if wanted else registry.champion()
+    if version is None and (known := registry.versions()):
+        raise NoModel(f"No version serves yet, so say which one: mlsys score --version {known[-1]}; there are "
+                      f"{', '.join(known)}.")
     if version is None:
         raise NoModel("There is no model to score with yet. Train and promote one first: mlsys retrain")
     done = score_file(version, source, out, query=query, explain=explain, log_url=None if no_log else project.database_url,
@@ -796,8 +801,10 @@ def label(rows: int, by: str | None, out: Path | None, file: str | None, json_: 
         _list_rows(project, who, rows, out, json_)
     else:
         from mlsys.core import write_json
+        from mlsys.labelling import plan_labelling
         from mlsys.runs import find_notebook, prepare_notebook
 
+        plan_labelling(project, who, rows)  # says at once when there is nothing to label
         place = project.var / "labels" / "label.ipynb"
         write_json(place, prepare_notebook(find_notebook("label", project), {"by": who, "rows": rows}))
         click.echo(f"Opening {place}: run all cells, then click. Each label is kept at once.")

@@ -27,6 +27,7 @@ import mlsys
 from .core import MlsysError, Project, UsageError, atomic_folder, did_you_mean, write_atomic
 from .data import freeze_in_scope, read, split, usable_rows
 from .export import export
+from .kinds import name_words
 from .leakage import Suspect, find_suspects
 from .privacy import Finding, detect, hide_values
 from .schema import Column, Proposal, Schema, infer, parse_column, proposals
@@ -163,8 +164,8 @@ _questions = {
 }
 
 
-def scope_source(scope: Scope, proposed: Iterable[Finding] = ()) -> str:
-    """The scope as the source of a notebook cell; findings that are only proposed stand in it as comments."""
+def scope_source(scope: Scope, proposed: Iterable[Finding] = (), protected: Iterable[str] = ()) -> str:
+    """The scope as the source of a notebook cell; what is only proposed, personal or protected, stands in it as comments."""
     lines = [f"    name={scope.name!r},"]
     lines += [f'    {field}="",  # {question}' for field, question in _questions.items()]
     for field in ("source", "task", "target", "positive", "id", "time", "entity", "personal", "forbidden", "metric"):
@@ -173,10 +174,22 @@ def scope_source(scope: Scope, proposed: Iterable[Finding] = ()) -> str:
             lines += _personal_source(value, proposed)
         elif value:
             lines.append(f"    {field}={value!r},")
+    if names := list(protected):
+        told = dict.fromkeys(names, "an attribute of people, as its name says")
+        lines.append(f"    # protected={told!r},  # must it not decide? Then take this line in: the model will not read it")
     lines += _suspects_source(scope)
     if scope.task == "binary":
-        lines.append("    costs=Costs(false_negative=1, false_positive=1),  # what does each mistake cost? A number or a column")
+        lines += ["    # what does each mistake cost? A number or a column, and the currency; until then mistakes are counted",
+                  '    costs=Costs(currency="mistakes", false_negative=1, false_positive=1),']
     return "\n".join(["#| export", "scope = Scope(", *lines, ")"])
+
+
+_attributes = frozenset("sex gender race ethnicity ethnic religion nationality disability disabled".split())
+
+
+def _about_people(names: Iterable[str]) -> list[str]:
+    """The columns whose names say that they hold an attribute by which nobody should be disadvantaged."""
+    return [name for name in names if _attributes & set(name_words(name))]
 
 
 def _suspects_source(scope: Scope) -> list[str]:
@@ -406,7 +419,9 @@ class NewProject:
         lines += [f"  missing  is also written as {', '.join(map(repr, tokens))}"] if tokens else []
         lines += [f"  note     {note}" for note in [*self.notes, *self._hints()]]
         lines += _proposal_lines(self.proposed)
-        lines += _suspect_lines(self.suspects, self.scope)
+        if names := _about_people(c.name for c in self.schema.inputs):
+            lines.append(f"  people   {', '.join(names)}: the model reads it. Must it not decide? See `protected` in 00_scope")
+        lines += _suspect_lines(self.suspects, self.scope, [c.name for c in self.schema.inputs])
         return "\n".join(lines)
 
     def _hints(self) -> list[str]:
@@ -415,8 +430,9 @@ class NewProject:
         dates = [c.name for c in self.schema.columns if c.kind == "datetime"]
         ids = [c.name for c in self.schema.columns if c.kind == "id" and c.role == "unused"]
         if dates and not self.scope.time:
-            hints.append(f"{dates[0]} has dates: --time {dates[0]} would judge the model on the newest rows, as in life")
-        if ids and not self.scope.id:
+            hints.append(f"{dates[0]} has dates: --time {shlex.quote(dates[0])} would judge the model on the newest rows, "
+                         "as in life")
+        if ids and not self.scope.id and not any(ids[0] in one.columns for one in self.suspects):
             hints.append(f"{ids[0]} comes back in many rows: is it whose rows they are? Then --entity {ids[0]!r}"
                          if ids[0] in self.recurring else
                          f"{ids[0]} names the rows: --id {ids[0]!r} would set aside rows that were delivered twice")
@@ -443,15 +459,16 @@ def _proposal_lines(proposed: Sequence[Proposal], most: int = 6) -> list[str]:
     return lines + (["  accept   what is right of it in nbs/01_explore.ipynb; nothing of it was applied"] if proposed else [])
 
 
-def _suspect_lines(suspects: Sequence[Suspect], scope: Scope, most: int = 6) -> list[str]:
+def _suspect_lines(suspects: Sequence[Suspect], scope: Scope, inputs: Collection[str], most: int = 6) -> list[str]:
     """What a person has to decide on, in a few lines."""
     waiting = [one for one in suspects if one.name in scope.undecided()]
     lines = [f"  suspect  {one.evidence}" for one in suspects[:most]]
     lines += [f"  suspect  and {len(suspects) - most} more, listed in nbs/00_scope.ipynb"] if len(suspects) > most else []
     if waiting:
+        read = any(name.startswith("(") or name in inputs for one in waiting for name in one.columns)
         lines += [f"  decide   in nbs/00_scope.ipynb: {waiting[0].remedy}",
-                  f"  or type  mlsys decide {shlex.quote(waiting[0].name)} --forbid 'why' (or --keep 'why'); until then no model "
-                  "that reads it gets to serve"]
+                  f"  or type  mlsys decide {shlex.quote(waiting[0].name)} --forbid 'why' (or --keep 'why')"
+                  + ("; until then no model that reads it gets to serve" if read else "")]
     return lines
 
 # %% ../nbs/47_starter.ipynb #03cf0e2a
@@ -494,7 +511,8 @@ def new_project(name: str, data: str, target: str, *, time: str | None = None, i
     suspects = tuple(find_suspects(repaired, scope, schema, df))
     scope = with_suspects(scope, suspects)
     with atomic_folder(folder.resolve() / name) as inside:
-        copy_starter(inside, name, scope_source(scope, found), schema)
+        protected = _about_people(column.name for column in schema.inputs)
+        copy_starter(inside, name, scope_source(scope, found, protected), schema)
         (inside / "README.md").write_text(_readme.substitute(name=name, target=target, task=scope.task), encoding="utf-8")
         snapshot = freeze_in_scope(df, inside / "var" / "snapshots", scope, source, query, inside / "nbs" / "schema.json")
         export(inside)

@@ -1,6 +1,6 @@
 # Every target sets up what it needs. Bare `make` prints this list.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check ci lab serve docs bench export lock
+.PHONY: help setup demo test stress check ci lab serve docs bench export lock
 
 port ?= 3000
 bin := .venv/bin
@@ -23,7 +23,10 @@ test: setup  ## notebooks clean and in sync, every notebook tested, then pytest
 	$(bin)/python tests/house.py
 	$(bin)/python -m mlsys.site readme --check
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers 2
-	$(bin)/pytest -n 2 --dist loadfile
+	$(bin)/pytest -n 2 --dist loadfile -m 'not stress'
+
+stress: setup  ## the tests that take long: whole trainings again and again, kills, rebuilds (CI runs them, too)
+	$(bin)/pytest -n 2 --dist loadfile -m stress
 
 check: setup  ## type check and lint
 	$(bin)/mypy

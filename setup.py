@@ -12,6 +12,7 @@ settings = config["DEFAULT"]
 library = settings["lib_path"]
 licenses = {"apache2": "Apache-2.0", "mit": "MIT", "bsd3": "BSD-3-Clause"}
 notebooks = f"{library}.notebooks"  # the starter: the same notebooks, shipped without a second copy
+top = f"{notebooks}.top"  # and the bentofile of this very folder
 
 setuptools.setup(
     name=settings["lib_name"],
@@ -23,10 +24,11 @@ setuptools.setup(
     url=settings["git_url"],
     license=licenses[settings["license"]],
     python_requires=">=" + settings["min_python"],
-    packages=[*setuptools.find_packages(include=[library, f"{library}.*"]), notebooks],
-    package_dir={notebooks: settings["nbs_path"]},
+    packages=[*setuptools.find_packages(include=[library, f"{library}.*"]), notebooks, top],
+    package_dir={notebooks: settings["nbs_path"], top: "."},
     package_data={
-        notebooks: ["project/*.ipynb", "project/*.yaml", "runs/*.ipynb"],
+        notebooks: ["project/*.ipynb", "runs/*.ipynb"],
+        top: ["bentofile.yaml"],
         library: ["py.typed", "page.html"],
     },
     install_requires=shlex.split(settings["requirements"]),

@@ -449,7 +449,7 @@ def _score_all(version: ModelVersion, job: Job, source: str | Path, query: str |
     batches = _checked_columns(version, batches)
     done: dict[int, dict[str, Any]] = {}
     earlier = {int(path.stem) for path in job.folder.glob("[0-9]*.json")}
-    with tqdm(total=total, desc="scoring", unit="row", unit_scale=True, disable=not progress, mininterval=1) as bar:
+    with tqdm(total=total, desc="scoring", unit="row", unit_scale=True, disable=None if progress else True, mininterval=1) as bar:
         parts = _open_parts(job, batches, done, bar)
         together = workers if workers is not None else _usual_workers(source, total)
         if together > 1:

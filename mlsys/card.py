@@ -251,6 +251,8 @@ def model_card(
     notebook : Path or str, optional
         Where the notebook lies that trained it, executed.
     """
+    from mlsys.predictor import how_served  # scikit-learn in full, which who only makes a picture need not wait for
+
     scope, lineage = version.scope, version.lineage
     served = [{"at": f"{row['at']:%Y-%m-%d %H:%M}", **{name: row[name] for name in ("role", "share", "why", "by")}}
               for row in ledger if row["version"] == version.version]
@@ -258,7 +260,7 @@ def model_card(
         "model": version.version, "name": scope.name, "digest": version.digest, "created": lineage.get("created"),
         "owner": scope.owner, "summary": _summary(version),
         "purpose": scope.model_dump(mode="json", include={"goal", "kpi", "stakeholders", "task", "target", "positive"}),
-        "kind": {"name": lineage.get("model"), "parameters": lineage.get("model_parameters") or {}},
+        "kind": {"name": lineage.get("model"), "parameters": lineage.get("model_parameters") or {}, "way": how_served(version)},
         "evaluation": version.evaluation.to_dict(),
         "decision": {"threshold": version.threshold, "classes": version.classes,
                      "costs": scope.costs and scope.costs.model_dump()},
@@ -330,7 +332,7 @@ def _details(card: Mapping[str, Any]) -> Section:
     now = [f"{row['role']} since {row['at']}: {row['why']}" for row in served[-1:]]
     facts = _facts(Owner=card["owner"] or "nobody is named (owner in 00_scope)", Predicts=target, Task=purpose["task"],
                    Kind_of_model=card["kind"]["name"], Parameters=_short_numbers(card["kind"]["parameters"]),
-                   Made=_day(card["created"]), Served=now, Digest=card["digest"])
+                   Single_rows=card["kind"]["way"], Made=_day(card["created"]), Served=now, Digest=card["digest"])
     return Section("Model details", [facts])
 
 

@@ -264,7 +264,7 @@ class SnapshotDiff:
         width = max((len(change.name) for change in moved), default=0)
         lines += [f"  {one.name:<{width}}  {one.distance:.3f} ({one.by_chance:.3f})  {in_words(one)}".rstrip() for one in moved]
         same = len(self.changes) - len(moved)
-        return "\n".join(lines + [f"  {same} columns hold the same"] * bool(same))
+        return "\n".join(lines + [f"  {same} column{'s hold' if same > 1 else ' holds'} the same"] * bool(same))
 
     def _repr_html_(self) -> str:
         facts = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in self.facts().items())

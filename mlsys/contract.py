@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from .core import MlsysError
+from .requests import prediction_id
 
 # %% ../nbs/36_contract.ipynb #de3171b2
 log = logging.getLogger("mlsys.service")
@@ -98,10 +99,22 @@ def to_json(value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
 
 # %% ../nbs/36_contract.ipynb #b38f7a48
+def _or_written(type: str, **written: Any) -> dict[str, Any]:
+    """A type, or the same as text, as files and forms have it; nothing is missing."""
+    return {"anyOf": [{"type": type}, {"type": "string", **written}]}
+
+
+_types = {
+    "number": _or_written("number", pattern=r"^(-?[0-9]{1,15}(\.[0-9]{1,6})?)?$"),
+    "integer": _or_written("number", pattern=r"^(-?[0-9]{1,15})?$"),  # a fraction is legal, if unusual
+    "boolean": {"anyOf": [{"type": "boolean"}, {"type": "number", "enum": [0, 1]},
+                          {"type": "string", "enum": ["true", "false", "0", "1", ""]}]},
+}
+
+
 def field_schema(field: dict[str, Any]) -> dict[str, Any]:
     """One input in OpenAPI's terms."""
-    types = {"number": "number", "integer": "integer", "boolean": "boolean"}
-    told = {"type": types.get(field["kind"], "string"), "nullable": True, "x-kind": field["kind"]}
+    told = {**_types.get(field["kind"], {"type": "string"}), "nullable": True, "x-kind": field["kind"]}
     if field["kind"] == "datetime":
         told["format"] = "date-time"
     notes = [field["description"], f"Unit: {field['unit']}." if field["unit"] else ""]
@@ -118,6 +131,8 @@ def field_schema(field: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/36_contract.ipynb #7980e8f1
 _text, _number, _whole = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_id = {**_text, "pattern": f"^{prediction_id}$"}
+_single = {"anyOf": [_text, _number, {"type": "boolean"}], "nullable": True}
 _moment = {"type": "string", "format": "date-time"}
 
 
@@ -127,9 +142,12 @@ def nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_of(schema: dict[str, Any] | str, most: int | None = None) -> dict[str, Any]:
-    """A list of a schema, or of the component of that name; not empty where `most` is given."""
+    """A list of a schema, or of the component of that name; not empty where `most` is given.
+
+    That is a limit of the service, answered with 413, and no rule about what a list is: it is told, not typed.
+    """
     items = {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
-    return {"type": "array", "items": items, **({"minItems": 1, "maxItems": most} if most else {})}
+    return {"type": "array", "items": items, **({"minItems": 1, "description": f"at most {most:,}"} if most else {})}
 
 
 def closed(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
@@ -143,7 +161,7 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
     classes, most = inputs["classes"] or [], inputs["limits"]["max_rows"]
     fields = {field["name"]: field_schema(field) for field in inputs["inputs"]}
     keys = inputs["history"]["keys"]
-    ignored = {name: {"description": "tells whose past counts" if name in keys else "accepted and ignored"}
+    ignored = {name: {**_single, "description": "tells whose past counts" if name in keys else "accepted and ignored"}
                for name in inputs["ignored"]}
     row = closed({**fields, **ignored}, tuple(ignored), example=next(iter(inputs["examples"]), None))
     score = closed(dict.fromkeys(classes, _number)) if inputs["task"] == "multiclass" else _number
@@ -163,7 +181,7 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
         "Row": row,
         "Rows": closed({"rows": list_of("Row", most), "explain": explain}, ("explain",)),
         "Predictions": closed({"predictions": list_of(prediction)}),
-        "Labels": closed({"labels": list_of(closed({"id": _text, "label": label, "at": _moment}, ("at",)), most)}),
+        "Labels": closed({"labels": list_of(closed({"id": _id, "label": label, "at": nullable(_moment)}, ("at",)), most)}),
         "Kept": closed({"kept": _whole, "repeated": _whole, "unknown": list_of(_text)}),
         "Errors": closed({"errors": list_of(error)}),
     }

@@ -703,16 +703,25 @@ def row_numbers(df: pd.DataFrame) -> np.ndarray:
     return pd.util.hash_pandas_object(df, index=False).to_numpy()
 
 
+def _written_alike(df: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose whole numbers are written alike: a tool that met a gap in a column of text writes 84 as 84.0."""
+    typed = (pd.api.types.is_numeric_dtype, pd.api.types.is_datetime64_any_dtype)
+    texts = [name for name in df if not any(is_typed(df[name]) for is_typed in typed)]
+    return df.assign(**{name: df[name].astype("str").str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True) for name in texts})
+
+
 class _Known:
     """Which rows a snapshot has already."""
 
     def __init__(self, snapshot: Snapshot, id: str | None) -> None:
         self.id = id if id in snapshot.manifest["columns"] else None
-        numbers = [(row_numbers(df), row_numbers(df[[self.id]]) if self.id else None) for df in snapshot.batches()]
+        known = map(_written_alike, snapshot.batches())
+        numbers = [(row_numbers(df), row_numbers(df[[self.id]]) if self.id else None) for df in known]
         self.whole = np.concatenate([whole for whole, _ in numbers])
         self.ids = np.concatenate([ids for _, ids in numbers if ids is not None]) if self.id else np.array([])
 
     def rows(self, df: pd.DataFrame) -> np.ndarray:
+        df = _written_alike(df)
         same = np.isin(row_numbers(df), self.whole)
         if self.id:
             named = np.isin(row_numbers(df[[self.id]]), self.ids) & df[self.id].notna().to_numpy()

@@ -176,7 +176,10 @@ class _Tables:
 
     def __call__(self, prepared: Any, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Base and contributions by feature for the chosen output of each row."""
-        rows, contributions = _dense(prepared), np.empty((len(chosen), self.width))
+        rows = _dense(prepared)
+        if (chosen == chosen[0]).all():
+            return self.shapley.base[chosen], self.shapley.contributions(rows, int(chosen[0]))
+        contributions = np.empty((len(chosen), self.width))
         for output in np.unique(chosen):
             mine = chosen == output
             contributions[mine] = self.shapley.contributions(rows[mine], int(output))
@@ -261,10 +264,9 @@ def _unit(model: Any, task: str) -> str:
 
 # %% ../nbs/25_explain.ipynb #9301f535
 def _explained(
-    model: Any, prepared: Any, task: str
+    model: Any, margin: np.ndarray, task: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int] | None]:
     """The margin explained, the model's output that it comes from, its sign, and the class predicted."""
-    margin = _margin(model, prepared, task)
     sign, rows = np.ones(len(margin)), np.arange(len(margin))
     if task != "multiclass":
         output = 1 if _unit(model, task) == "probability" else 0
@@ -287,16 +289,15 @@ def _prepare(pipeline: Pipeline, df: pd.DataFrame) -> tuple[pd.DataFrame, Any]:
     return values, prepared
 
 
-def _verify(explanation: Explanation) -> None:
+def _verify(base: np.ndarray, contributions: np.ndarray, margin: np.ndarray, unit: str) -> None:
     """Refuse contributions that do not add up."""
-    total = explanation.base + explanation.contributions.sum(axis=1)
-    gap = np.abs(total - explanation.margin) / np.maximum(1, np.abs(explanation.margin))
-    wrong = ~(gap <= 1e-6)  # also true for NaN
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    total = base + contributions.sum(axis=1)
+    fine = np.abs(total - margin) <= 1e-6 * np.maximum(1, np.abs(margin))  # NaN is not
+    if not fine.all():
+        row = int(np.flatnonzero(~fine)[0])
         raise MlsysError(
             f"The explanation of row {row} (counted from 0) adds up to {total[row]:.6g}, and the model says "
-            f"{explanation.margin[row]:.6g} ({explanation.unit}): this model cannot be explained exactly."
+            f"{margin[row]:.6g} ({unit}): this model cannot be explained exactly."
         )
 
 # %% ../nbs/25_explain.ipynb #e9fbd674
@@ -423,14 +424,36 @@ class Explainer:
         arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         classes = [code for part in parts for code in part.predicted_class or []] or None
         values = parts[0].values if len(parts) == 1 else pd.concat([part.values for part in parts])
-        explanation = replace(parts[0], values=values, predicted_class=classes, rows=df, **arrays)
-        _verify(explanation)
-        return explanation
+        _verify(**arrays, unit=self.unit)
+        return replace(parts[0], values=values, predicted_class=classes, rows=df, **arrays)
+
+    def add_up(self, prepared: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Base and contributions of rows whose margin is known: what serving asks for, without a table.
+
+        Parameters
+        ----------
+        prepared : array of shape (n, columns)
+            What the model gets.
+        margin : array of shape (n,), or (n, classes)
+            What it says, in `unit`.
+
+        Raises
+        ------
+        MlsysError
+            As `explain`.
+        """
+        told, chosen, sign, _ = _explained(self.pipeline[-1], margin, self.task)
+        base, contributions = self.kernel(prepared, chosen)
+        if self.task == "multiclass":
+            base, contributions = sign * base, sign[:, None] * contributions
+        _verify(base, contributions, told, self.unit)
+        return base, contributions
 
     def _explain(self, df: pd.DataFrame) -> Explanation:
         """The explanation of so many rows as fit into memory at once."""
         values, prepared = _prepare(self.pipeline, df)
-        margin, chosen, sign, classes = _explained(self.pipeline[-1], prepared, self.task)
+        margin = _margin(self.pipeline[-1], prepared, self.task)
+        margin, chosen, sign, classes = _explained(self.pipeline[-1], margin, self.task)
         base, contributions = self.kernel(prepared, chosen)
         contributions = sign[:, None] * contributions
         return Explanation(self.features, values, sign * base, contributions, margin, classes, self.unit, df, self.columns)

@@ -61,11 +61,22 @@ def _draw_column(values: pd.Series, column: Column, ax: Any) -> None:
         beyond = len(values) - len(shown)
         note = f"{beyond:,} beyond" if beyond else ""
     else:
-        top = values.value_counts().head(6)[::-1]
+        top = values.value_counts()[_most_frequent(values, 6, _steps(column))][::-1]
         ax.barh([str(level)[:18] for level in top.index], top, color="tab:blue")
         note = f"{values.nunique():,} levels" if values.nunique() > 6 else ""
     ax.set_title(column.name + (f" ({note})" if note else ""), fontsize=9)
     ax.tick_params(axis="y", labelsize=7)
+
+
+def _most_frequent(values: pd.Series, most: int, ordered: Sequence[str]) -> list[str]:
+    """The most frequent levels, in their own order where they have one, else by frequency."""
+    found = values.value_counts().index[:most].astype(object).tolist()
+    return [level for level in ordered if level in found] or found
+
+
+def _steps(column: Column) -> list[str]:
+    """The levels of a column whose levels have an order; none of any other."""
+    return column.categories if column.kind == "ordered" else []
 
 
 def _fence(values: pd.Series) -> tuple[float, float]:
@@ -136,7 +147,7 @@ def missing_with(rows: pd.DataFrame, schema: Schema, scope: Scope, most: int = 1
     return table.sort_values("strength", ascending=False, ignore_index=True).head(most)
 
 # %% ../nbs/12_explore.ipynb #6c0cb38f
-def group_values(values: pd.Series, most: int = 8) -> pd.Categorical:
+def group_values(values: pd.Series, most: int = 8, ordered: Sequence[str] = ()) -> pd.Categorical:
     """A column cut into a few labelled groups, in their natural order; missing values are a group of their own.
 
     Parameters
@@ -145,21 +156,28 @@ def group_values(values: pd.Series, most: int = 8) -> pd.Categorical:
         Numbers and dates are cut at quantiles, levels by frequency.
     most : int
         Groups, not counting `(others)` and `(missing)`.
+    ordered : sequence of str
+        The levels in the order that they have, where they have one.
     """
     if pd.api.types.is_datetime64_any_dtype(values):
         parts = pd.cut(values, most) if values.nunique() > 1 else values.astype("str").astype("category")
         order = [str(part) if isinstance(part, str) else f"from {part.left:%Y-%m-%d}" for part in parts.cat.categories]
         named = parts.cat.rename_categories(order).astype(object)
     elif pd.api.types.is_numeric_dtype(values):
-        few, cut = values.nunique() <= most, values
+        few, cut, pile = values.nunique() <= most, values, None
         if not few:
-            number, edges = pd.qcut(values, most, labels=False, retbins=True, duplicates="drop")
-            cut = number.map(lambda bin: edges[int(bin) + 1], na_action="ignore")
-        texts = {edge: ("" if few else "to ") + (f"{edge:,.0f}" if abs(edge) >= 1000 else f"{edge:.3g}")
+            alone = values == values.mode().iloc[0]
+            if alone.mean() > 2 / most:  # it would fill several groups: it is one of its own
+                pile = values.mode().iloc[0]
+            rest = values[~alone] if pile is not None else values
+            number, edges = pd.qcut(rest, most - (pile is not None), labels=False, retbins=True, duplicates="drop")
+            cut = number.map(lambda bin: edges[int(bin) + 1], na_action="ignore").reindex(values.index)
+            cut = cut.mask(alone, pile) if pile is not None else cut
+        texts = {edge: ("" if few or edge == pile else "to ") + (f"{edge:,.0f}" if abs(edge) >= 1000 else f"{edge:.3g}")
                  for edge in sorted(cut.dropna().unique())}
         order, named = list(dict.fromkeys(texts.values())), cut.map(texts).astype(object)
     else:
-        order = values.value_counts().index[:most].tolist()
+        order = _most_frequent(values, most, ordered)
         named = values.where(values.isin(order), "(others)").astype(object)
     levels = list(dict.fromkeys([*order, "(others)", "(missing)"]))
     return pd.Categorical(named.mask(values.isna(), "(missing)"), levels)
@@ -292,7 +310,8 @@ def _odd_numbers(values: pd.Series) -> list[tuple[str, str]]:
                           f"{_say(values.quantile(.25))} and {_say(values.quantile(.75))}"))
         piles = values.value_counts(normalize=True)
         for value, share in piles[piles > 0.1].head(2).items():
-            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, the others have {values.nunique():,} values"))
+            others = f"the others have {values.nunique() - 1:,} values"
+            found.append(("a pile at one value", f"{share:.0%} are {_say(value)}, {others}"))
     if (values < 0).any() and (values >= 0).mean() > 0.99:
         found.append(("a few negative values", f"{int((values < 0).sum()):,} of {len(values):,}"))
     return found
@@ -357,12 +376,13 @@ def plot_target(rows: pd.DataFrame, schema: Schema, scope: Scope, most: int = 12
     outcome, names = outcome_of(rows, scope), explained_by(rows, schema, scope).index[:most]
     figure, axes = _small_multiples(len(names), across=3, height=2.6)
     for ax, name in zip(axes, names, strict=True):
-        groups = group_values(rows[name])
+        groups = group_values(rows[name], ordered=_steps(schema.column(name)))
         means = outcome.groupby(groups, observed=True).mean()
         spread = outcome.groupby(groups, observed=True).sem().fillna(0) * 1.96
+        line = pd.api.types.is_numeric_dtype(rows[name]) or outcome.shape[1] > 1 or bool(_steps(schema.column(name)))
         for number, series in enumerate(means):
             ax.errorbar(range(len(means)), means[series], spread[series], marker="o", ms=4, lw=1.2, capsize=2, color=f"C{number}",
-                        label=series, ls="-" if pd.api.types.is_numeric_dtype(rows[name]) or outcome.shape[1] > 1 else "none")
+                        label=series, ls="-" if line else "none")
         ax.set_xticks(range(len(means)), means.index.astype(str).str[:18], rotation=30, ha="right", fontsize=7)
         ax.set_title(name, fontsize=9)
         ax.margins(y=.15)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['known_gates', 'known_warnings', 'Check', 'Verdict', 'select_candidate', 'check_enough_rows', 'check_bad_rows',
-           'check_better_than_trivial', 'check_simplest', 'check_last_known', 'check_champion', 'gains_by_part',
-           'check_spread', 'parameters_of', 'check_finite', 'check_explanation', 'check_golden_rows',
+           'check_better_than_trivial', 'check_simplest', 'check_last_known', 'no_measure', 'check_champion',
+           'gains_by_part', 'check_spread', 'parameters_of', 'check_finite', 'check_explanation', 'check_golden_rows',
            'check_reproducible', 'check_clean_process', 'check_answer_time', 'check_memory', 'check_growth',
            'check_suspects', 'check_copies', 'check_worth', 'judge']
 
@@ -22,7 +22,7 @@ import pandas as pd
 
 from .core import MlsysError, content_hash
 from .evaluate import Comparison, compare, find_metric, judged
-from .scope import ServiceLevel
+from .scope import Scope, ServiceLevel
 from .versions import Proof, dump_model
 from .worth import Worth
 
@@ -306,17 +306,42 @@ def check_last_known(found: Comparison) -> Check:
                  sentence + ("" if found.better else advice))
 
 # %% ../nbs/29_gates.ipynb #c5f2eca3
-def check_champion(found: Comparison | None) -> Check:
+def no_measure(champion: Any, scope: Scope, classes: Sequence[str] | None) -> str:
+    """Why a champion cannot be compared with a candidate; empty when it can, or there is none.
+
+    Parameters
+    ----------
+    champion : ModelVersion or None
+    scope : Scope
+        As the candidate was trained with it.
+    classes : sequence of str or None
+        Of the candidate.
+    """
+    if champion is None:
+        return ""
+    if barred := sorted({column.name for column in champion.schema.inputs} & set(scope.set_aside())):
+        return f"{champion.version} reads {', '.join(barred)}, which the scope sets aside now"
+    if champion.scope.target != scope.target:
+        return f"{champion.version} predicts {champion.scope.target}"
+    known = champion.classes != (list(classes) if classes else None)
+    return f"{champion.version} knows other classes: {', '.join(champion.classes or ['numbers'])}" if known else ""
+
+
+def check_champion(found: Comparison | None, why_not: str = "") -> Check:
     """Whether the candidate is at least not worse than the champion.
 
     Parameters
     ----------
     found : Comparison or None
         Of the champion (reference) and the candidate on the same held-out rows; None when there is no champion.
+    why_not : str
+        What `no_measure` says of the champion.
     """
     name = "not worse than the champion"
     if found is None:
-        return Check(name, None, None, True, "There is no champion to compare with: this is the first model.")
+        first = "There is no champion to compare with: this is the first model."
+        told = f"The champion is no measure: {why_not}." if why_not else first
+        return Check(name, None, None, True, told)
     word = "worse" if found.worse else "better" if found.better else "not worse" if found.difference else "the same"
     sentence = (
         f"{find_metric(found.metric).title} is {word}: {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g}) "

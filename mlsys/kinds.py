@@ -639,9 +639,28 @@ def _as_words(name: str, counts: pd.Series) -> Found:
                 for level in counts.index if level.lower() in likely_missing}
     return Found("category", f"{distinct:,} levels, {_levels(counts)}", doubtful=doubtful | _numbers_among_words(counts))
 
+# %% ../nbs/07_kinds.ipynb #78cf66e5
+def _as_nearly_all(name: str, counts: pd.Series) -> Found | None:
+    """Numbers or dates in 85 % of the cells, the others different slips."""
+    if counts.sum() < 50 or _names_things(name):
+        return None
+    readings = [counts.index.str.fullmatch(number_pattern.pattern)]
+    readings += [~np.isnat(_parsed(counts.index, form)) for form in ("ISO8601", *date_formats)]
+    for reads in readings:
+        rest, slips = counts[reads], counts[~np.asarray(reads)]
+        if len(slips) and slips.max() <= 2 and slips.sum() <= 0.15 * counts.sum():
+            found = _as_numbers(name, rest) or _as_dates(name, rest)
+            if found and found.kind in ("number", "integer", "datetime"):
+                shown = ", ".join(map(repr, slips.index[:5]))
+                what = "date" if found.kind == "datetime" else "number"
+                note = f"{slips.sum():,} of {counts.sum():,} cells are no {what}: {shown}"
+                return replace(found, why=f"{found.why} in {share(counts, reads):.0%} of the cells", notes=(*found.notes, note))
+    return None
+
 # %% ../nbs/07_kinds.ipynb #2ff3d91c
 _questions: tuple[Callable[[str, pd.Series], Found | None], ...] = (
-    _as_constant, _as_truth, _as_numbers, _as_dates, _as_levels_in_order, _as_words)
+    _as_constant, _as_truth, _as_numbers, _as_dates, _as_levels_in_order, _as_nearly_all,
+    _as_words)
 
 
 def recognise(name: str, values: pd.Series, table_tokens: Iterable[str] = ()) -> Found:

@@ -134,7 +134,7 @@ class WordColumns:
 def _by_target(task: str, seed: int) -> Pipeline:
     """Words as the mean target of their level."""
     folds: Any = (KFold if task == "regression" else StratifiedKFold)(5, shuffle=True, random_state=seed)
-    kind = {"regression": "continuous"}.get(task, task)
+    kind = "continuous" if task == "regression" else "auto"  # two classes left of many are a binary target
     return Pipeline([("fill", _known_words()), ("encode", TargetEncoder(target_type=kind, cv=folds))])
 
 # %% ../nbs/15_models.ipynb #1dbaee7e

@@ -19,21 +19,24 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sklearn.pipeline import Pipeline
 
 from .core import MlsysError, Project, UsageError, content_hash, did_you_mean, make_tables, open_database, read_json
-from .evaluate import Evaluation
-from .explain import Explainer
-from .history import HistorySet
-from .schema import Schema
-from .scope import Scope
 from mlsys.versions import (  # noqa: F401  one door: whoever has the registry finds what its versions need
     ModelVersion, VersionStore, adopt_code, as_plain, dump_model, import_copy, load_model, load_version, origin,
     verify_version, version_files, version_number,
 )
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+    from mlsys.evaluate import Evaluation
+    from mlsys.explain import Explainer
+    from mlsys.history import HistorySet
+    from mlsys.schema import Schema
+    from mlsys.scope import Scope
 
 # %% ../nbs/27_registry.ipynb #3de6348c
 metadata = sa.MetaData()
@@ -662,9 +665,9 @@ class Registry(RoleStore):
         return Change(wanted, f"alias {name}", changed, sentence)
 
     def draft(
-        self, *, scope: Scope, schema: Schema, pipeline: Pipeline, explainer: Explainer | None, threshold: float | None,
-        classes: Sequence[str] | None, evaluation: Evaluation, golden: Sequence[Any] = (),
-        lineage: Mapping[str, Any] | None = None, history: HistorySet | None = None,
+        self, *, scope: "Scope", schema: "Schema", pipeline: "Pipeline", explainer: "Explainer | None", threshold: float | None,
+        classes: Sequence[str] | None, evaluation: "Evaluation", golden: Sequence[Any] = (),
+        lineage: Mapping[str, Any] | None = None, history: "HistorySet | None" = None,
     ) -> ModelVersion:
         """A trained model as a version without a name, for the gates to judge; the parameters are those of `register`."""
         files = version_files(self.project, scope=scope, schema=schema, pipeline=pipeline, explainer=explainer,

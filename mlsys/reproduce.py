@@ -54,6 +54,7 @@ def library_hash() -> str:
 
 def machine() -> dict[str, str]:
     """What of this machine can change the last bits of a sum: system, processor, and the kernels of linear algebra."""
+    import sklearn.utils  # noqa: F401  what trains is loaded, or its libraries would not be listed
     from threadpoolctl import threadpool_info
 
     libraries = sorted({f"{one['internal_api']} {one['version']} {one.get('architecture', '')}".strip()

@@ -18,6 +18,7 @@ import io
 import json
 import math
 import operator
+import logging
 import os
 import re
 import secrets
@@ -724,21 +725,30 @@ def _quiet() -> Any:
     return logger
 
 # %% ../nbs/41_runs.ipynb #7ea7e48f
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is about anything but a kernel that was ended on purpose."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "DeadKernelError")
+
+
 def _execute(
     kernel: Any, run: Run, output: _OutputFile, timeout: float | None, deadline: float, progress: bool
 ) -> Exception | None:
     """Run all cells in a started kernel; what papermill raised, None when nothing."""
     papermill = _papermill()
     registry, name = papermill.iorw.papermill_io, f"{run.id}.ipynb"
-    bar = {"desc": run.notebook, "delay": 1, "file": sys.stderr, "leave": False} if progress else False
+    look = {"desc": run.notebook, "delay": 1, "file": sys.stderr, "leave": False, "disable": None}  # for a terminal only
     registry.register(name, output)
     try:
         papermill.execute_notebook(
-            name, name, engine_name="mlsys", kernel_name="python3", kernel=kernel, output=output, progress_bar=bar,
+            name, name, engine_name="mlsys", kernel_name="python3", kernel=kernel, output=output,
+            progress_bar=look if progress else False,
             seconds_left=lambda cell: max(0.01, deadline - time.monotonic()) if timeout else None,
         )
     except Exception as error:
         return error
+    except BaseException:  # an interrupt: the cell in work ends with its kernel, and asyncio would tell of that at the very end
+        logging.getLogger("asyncio").addFilter(_is_news)
+        raise
     finally:
         registry._handlers.remove((name, output))
     return None

@@ -6,7 +6,7 @@
 __all__ = ['log', 'workers', 'around', 'bundled_version', 'started_in', 'database_url', 'serving_runtime', 'agreed_scope',
            'guard', 'follow', 'show_roles', 'tracing_to', 'MlsysService', 'access_lines', 'Outermost', 'champion',
            'Listen', 'check_start', 'free_port', 'RunningService', 'start_service', 'running_service', 'curl_example',
-           'example_row', 'serve', 'pinned', 'stage', 'build_bento']
+           'example_row', 'serve', 'read_bentofile', 'pinned', 'stage', 'build_bento']
 
 # %% ../nbs/39_service.ipynb #c08c414e
 import os
@@ -230,7 +230,11 @@ def champion(project: Project) -> "ModelVersion":
     from mlsys.registry import Registry
     from mlsys.serving import NoModel
 
-    version = Registry(project).champion()
+    registry = Registry(project)
+    version = registry.champion()
+    if version is None and (known := registry.versions()):
+        raise NoModel(f"No version serves yet; there are {', '.join(known)}, and none was promoted. See what their gates say "
+                      f"(mlsys models), then train again, or: mlsys promote {known[-1]}")
     if version is None:
         raise NoModel("There is no model to serve yet. Train and promote one first: mlsys retrain")
     return version
@@ -263,7 +267,6 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
     if not is_loopback(host) and not Guard(KeyBook(project.database_url)).keys:
         raise MlsysError(f"{host} can be reached from other machines: make a key for callers first, mlsys keys add NAME, "
                          "or set MLSYS_API_KEY.")
-    version = champion(project)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -273,7 +276,7 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
         except OSError as error:
             raise MlsysError(f"Port {port} on {host} cannot be used ({error.strerror}). "
                              f"Stop what runs there, or choose another one: --port {port + 1}.") from None
-    return version
+    return champion(project)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -426,6 +429,21 @@ def serve(project: Project, listen: Listen) -> None:
         service.stop()
     print("Stopped.")
 
+# %% ../nbs/39_service.ipynb #4e5b606a
+def read_bentofile(path: Path) -> dict[str, Any]:
+    """What to build, as `bentofile.yaml` says; MlsysError when it names no packages."""
+    if not path.exists():
+        raise MlsysError(f"{path} is missing. Restore it from git, or copy the one of another mlsys project.")
+    try:
+        build = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MlsysError(f"{path} is not YAML: {' '.join(str(error).split())}. Mend it, or restore it from git.") from None
+    python = build.get("python") if isinstance(build, dict) else None
+    if not isinstance(python, dict) or not isinstance(python.get("packages"), list):
+        raise MlsysError(f"{path} lists no packages under python: packages. Restore it from git, or copy the one of another "
+                         "mlsys project.")
+    return build
+
 # %% ../nbs/39_service.ipynb #cdfe8859
 def pinned(packages: list[str]) -> list[str]:
     """Package names with the versions installed here; what has a version already keeps it."""
@@ -447,14 +465,12 @@ def stage(project: Project, folder: Path) -> Path:
         If there is no champion or no bentofile.
     """
     version, source = champion(project), project.root / "bentofile.yaml"
-    if not source.exists():
-        raise MlsysError(f"{source} is missing. Restore it from git, or copy the one of another mlsys project.")
     skip = shutil.ignore_patterns("__pycache__", ".*", "*.ipynb")
     shutil.copytree(Path(mlsys.__file__).parent, folder / "mlsys", ignore=skip)
     if project.source.exists() and project.package.split(".")[0] != "mlsys":
         shutil.copytree(project.source, folder.joinpath(*project.package.split(".")), ignore=skip)
     shutil.copytree(version.folder, folder / "model_version")
-    build = yaml.safe_load(source.read_text(encoding="utf-8"))
+    build = read_bentofile(source)
     build.setdefault("name", project.name.lower())
     build["python"]["packages"] = pinned(build["python"]["packages"])
     build["labels"] = {**build.get("labels", {}), "model": version.version, "digest": version.digest[:16]}

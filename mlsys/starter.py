@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['infer_task', 'check_name', 'draft_scope', 'personal_rules', 'scope_source', 'starter_notebooks', 'adapt_notebook',
-           'NewProject', 'with_suspects', 'new_project', 'copy_starter', 'clean_notebooks', 'export', 'with_entry',
-           'decide_suspect']
+           'NewProject', 'with_suspects', 'new_project', 'copy_starter', 'with_entry', 'decide_suspect']
 
 # %% ../nbs/47_starter.ipynb #c2b0aa6c
 import ast
@@ -13,10 +12,8 @@ import contextlib
 import importlib.util
 import json
 import keyword
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +26,8 @@ import pandas as pd
 import mlsys
 from .core import MlsysError, Project, UsageError, atomic_folder, did_you_mean, write_atomic
 from .data import freeze_in_scope, read, split, usable_rows
+from .export import export
+from .kinds import name_words
 from .leakage import Suspect, find_suspects
 from .privacy import Finding, detect, hide_values
 from .schema import Column, Proposal, Schema, infer, parse_column, proposals
@@ -165,8 +164,8 @@ _questions = {
 }
 
 
-def scope_source(scope: Scope, proposed: Iterable[Finding] = ()) -> str:
-    """The scope as the source of a notebook cell; findings that are only proposed stand in it as comments."""
+def scope_source(scope: Scope, proposed: Iterable[Finding] = (), protected: Iterable[str] = ()) -> str:
+    """The scope as the source of a notebook cell; what is only proposed, personal or protected, stands in it as comments."""
     lines = [f"    name={scope.name!r},"]
     lines += [f'    {field}="",  # {question}' for field, question in _questions.items()]
     for field in ("source", "task", "target", "positive", "id", "time", "entity", "personal", "forbidden", "metric"):
@@ -175,10 +174,22 @@ def scope_source(scope: Scope, proposed: Iterable[Finding] = ()) -> str:
             lines += _personal_source(value, proposed)
         elif value:
             lines.append(f"    {field}={value!r},")
+    if names := list(protected):
+        told = dict.fromkeys(names, "an attribute of people, as its name says")
+        lines.append(f"    # protected={told!r},  # must it not decide? Then take this line in: the model will not read it")
     lines += _suspects_source(scope)
     if scope.task == "binary":
-        lines.append("    costs=Costs(false_negative=1, false_positive=1),  # what does each mistake cost? A number or a column")
+        lines += ["    # what does each mistake cost? A number or a column, and the currency; until then mistakes are counted",
+                  '    costs=Costs(currency="mistakes", false_negative=1, false_positive=1),']
     return "\n".join(["#| export", "scope = Scope(", *lines, ")"])
+
+
+_attributes = frozenset("sex gender race ethnicity ethnic religion nationality disability disabled".split())
+
+
+def _about_people(names: Iterable[str]) -> list[str]:
+    """The columns whose names say that they hold an attribute by which nobody should be disadvantaged."""
+    return [name for name in names if _attributes & set(name_words(name))]
 
 
 def _suspects_source(scope: Scope) -> list[str]:
@@ -313,7 +324,7 @@ _tests = Template('''"""What must hold for every feature of this project, whoeve
 import numpy as np
 import pandas as pd
 import pytest
-from mlsys.core import Project
+from mlsys.core import MlsysError, Project
 from mlsys.schema import agreed_schema
 from mlsys.worth import check_feature, refused_inputs
 
@@ -341,7 +352,10 @@ def test_no_feature_reads_what_the_scope_sets_aside():
 
 @pytest.mark.parametrize("function", features.functions, ids=lambda function: function.__name__)
 def test_a_feature_keeps_its_promises(function):
-    check_feature(function, schema)
+    try:
+        check_feature(function, schema)
+    except MlsysError as broken:
+        pytest.fail(str(broken), pytrace=False)
 
 
 def test_the_feature_set_is_the_same_one_row_at_a_time_and_in_any_order():
@@ -405,7 +419,9 @@ class NewProject:
         lines += [f"  missing  is also written as {', '.join(map(repr, tokens))}"] if tokens else []
         lines += [f"  note     {note}" for note in [*self.notes, *self._hints()]]
         lines += _proposal_lines(self.proposed)
-        lines += _suspect_lines(self.suspects, self.scope)
+        if names := _about_people(c.name for c in self.schema.inputs):
+            lines.append(f"  people   {', '.join(names)}: the model reads it. Must it not decide? See `protected` in 00_scope")
+        lines += _suspect_lines(self.suspects, self.scope, [c.name for c in self.schema.inputs])
         return "\n".join(lines)
 
     def _hints(self) -> list[str]:
@@ -414,8 +430,9 @@ class NewProject:
         dates = [c.name for c in self.schema.columns if c.kind == "datetime"]
         ids = [c.name for c in self.schema.columns if c.kind == "id" and c.role == "unused"]
         if dates and not self.scope.time:
-            hints.append(f"{dates[0]} has dates: --time {dates[0]} would judge the model on the newest rows, as in life")
-        if ids and not self.scope.id:
+            hints.append(f"{dates[0]} has dates: --time {shlex.quote(dates[0])} would judge the model on the newest rows, "
+                         "as in life")
+        if ids and not self.scope.id and not any(ids[0] in one.columns for one in self.suspects):
             hints.append(f"{ids[0]} comes back in many rows: is it whose rows they are? Then --entity {ids[0]!r}"
                          if ids[0] in self.recurring else
                          f"{ids[0]} names the rows: --id {ids[0]!r} would set aside rows that were delivered twice")
@@ -442,15 +459,16 @@ def _proposal_lines(proposed: Sequence[Proposal], most: int = 6) -> list[str]:
     return lines + (["  accept   what is right of it in nbs/01_explore.ipynb; nothing of it was applied"] if proposed else [])
 
 
-def _suspect_lines(suspects: Sequence[Suspect], scope: Scope, most: int = 6) -> list[str]:
+def _suspect_lines(suspects: Sequence[Suspect], scope: Scope, inputs: Collection[str], most: int = 6) -> list[str]:
     """What a person has to decide on, in a few lines."""
     waiting = [one for one in suspects if one.name in scope.undecided()]
     lines = [f"  suspect  {one.evidence}" for one in suspects[:most]]
     lines += [f"  suspect  and {len(suspects) - most} more, listed in nbs/00_scope.ipynb"] if len(suspects) > most else []
     if waiting:
+        read = any(name.startswith("(") or name in inputs for one in waiting for name in one.columns)
         lines += [f"  decide   in nbs/00_scope.ipynb: {waiting[0].remedy}",
-                  f"  or type  mlsys decide {shlex.quote(waiting[0].name)} --forbid 'why' (or --keep 'why'); until then no model "
-                  "that reads it gets to serve"]
+                  f"  or type  mlsys decide {shlex.quote(waiting[0].name)} --forbid 'why' (or --keep 'why')"
+                  + ("; until then no model that reads it gets to serve" if read else "")]
     return lines
 
 # %% ../nbs/47_starter.ipynb #03cf0e2a
@@ -493,7 +511,8 @@ def new_project(name: str, data: str, target: str, *, time: str | None = None, i
     suspects = tuple(find_suspects(repaired, scope, schema, df))
     scope = with_suspects(scope, suspects)
     with atomic_folder(folder.resolve() / name) as inside:
-        copy_starter(inside, name, scope_source(scope, found), schema)
+        protected = _about_people(column.name for column in schema.inputs)
+        copy_starter(inside, name, scope_source(scope, found, protected), schema)
         (inside / "README.md").write_text(_readme.substitute(name=name, target=target, task=scope.task), encoding="utf-8")
         snapshot = freeze_in_scope(df, inside / "var" / "snapshots", scope, source, query, inside / "nbs" / "schema.json")
         export(inside)
@@ -518,46 +537,13 @@ def copy_starter(root: Path, name: str, scope_cell: str | None, schema: Schema |
     _write(root / "settings.ini", _settings.substitute(name=name, version=mlsys.__version__))
     _write(root / "setup.py", _setup)
     _write(root / "tests" / "test_project.py", _tests.substitute(name=name))
-    bentofile = (origin / "project" / "bentofile.yaml").read_text(encoding="utf-8")
-    _write(root / "bentofile.yaml", bentofile.replace("name: payments", f"name: {name}"))
+    shipped, beside = origin / "top" / "bentofile.yaml", origin.parent / "bentofile.yaml"
+    _write(root / "bentofile.yaml", (shipped if shipped.exists() else beside).read_text(encoding="utf-8"))
     _write(root / ".gitignore", _ignored)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-# %% ../nbs/47_starter.ipynb #f455cba3
-def clean_notebooks(folder: Path) -> None:
-    """Leave in notebooks what was written: sources and tags, without outputs, counts and editors' metadata."""
-    for path in sorted(folder.rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts:
-            continue
-        text = path.read_text(encoding="utf-8")
-        notebook = json.loads(text)
-        for cell in notebook["cells"]:
-            cell["metadata"] = {key: cell["metadata"][key] for key in ("tags",) if cell["metadata"].get(key)}
-            if cell["cell_type"] == "code":
-                cell |= {"outputs": [], "execution_count": None}
-        notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec",) if key in notebook["metadata"]}
-        cleaned = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if cleaned != text:
-            write_atomic(path, cleaned)
-
-
-def export(root: Path) -> None:
-    """Export a project's notebooks to its package and clean them.
-
-    Raises
-    ------
-    MlsysError
-        With nbdev's last line, when it fails.
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
-    words = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as run; run()"]
-    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise MlsysError(f"The export failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-    clean_notebooks(root / "nbs")
 
 # %% ../nbs/47_starter.ipynb #2131b950
 def with_entry(source: str, field: str, name: str, value: str) -> str:

@@ -9,7 +9,7 @@ __all__ = ['Node', 'Step', 'Bit', 'most_leaves', 'most_bytes', 'compiled', 'Tree
 # %% ../nbs/24_trees.ipynb #c5bf5f0e
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numba
@@ -74,10 +74,23 @@ class Trees:
     base: np.ndarray
     single: bool
 
+    @cached_property
+    def columns(self) -> int:
+        """How many columns a row needs at least."""
+        return 1 + int(self.feature.max())
+
     def rounded(self, X: np.ndarray) -> np.ndarray:
-        """Rows as the trees compare them: float64 of shape (n, columns), row after row in memory."""
-        rows = np.asarray(X, dtype="float32") if self.single else X
-        return np.ascontiguousarray(rows, dtype="float64")
+        """Rows as the trees compare them: float64 of shape (n, columns), row after row in memory.
+
+        Raises
+        ------
+        MlsysError
+            If columns are missing: machine code would read on behind the end of the row.
+        """
+        rows = np.ascontiguousarray(np.asarray(X, dtype="float32") if self.single else X, dtype="float64")
+        if rows.ndim != 2 or rows.shape[1] < self.columns:
+            raise MlsysError(f"The trees look at {self.columns} columns, and the rows have the shape {rows.shape}.")
+        return rows
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """The raw predictions of rows: shape (n, outputs)."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pair', 'scorers', 'Fold', 'make_folds', 'prepare_fold', 'judge_folds', 'TrialStore', 'open_store', 'Tuned', 'tune',
-           'tune_all', 'past_races', 'plot_race', 'Calibration', 'find_calibration', 'write_calibration', 'calibrate',
+           'tune_all', 'past_races', 'plot_race', 'Recalibration', 'find_calibration', 'write_calibration', 'calibrate',
            'last_known', 'last_known_scores']
 
 # %% ../nbs/16_tuning.ipynb #ca0d8df4
@@ -484,7 +484,8 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
     drawn = _draws(spec, scope.task, trials if tried is None else tried["trials"], seed)
     store = store or TrialStore()
     watch = _Watch(seconds if tried is None else None, clock, store)
-    with tqdm(desc=f"tuning {spec.name}", unit="fit", file=_terminal(), disable=not progress, leave=False, mininterval=1) as bar:
+    hidden = None if progress else True  # None: unless somebody sits before it
+    with tqdm(desc=f"tuning {spec.name}", unit="fit", file=_terminal(), disable=hidden, leave=False, mininterval=1) as bar:
         course = pairs[: folds if tried is None else tried["folds"]]
         race = _Race(case, course, drawn, store, len(pairs), bar).run(watch)
         params, score, judged = _settle(case, pairs, drawn[race.winner], bar)
@@ -604,7 +605,7 @@ def plot_race(tuned: Tuned, metric: str, ax: "Axes | None" = None) -> "Axes":
 
 # %% ../nbs/16_tuning.ipynb #aa939d23
 @dataclass(frozen=True)
-class Calibration:
+class Recalibration:
     """How log-odds are stretched and shifted, so that probabilities come true."""
     slope: float
     intercept: float
@@ -621,7 +622,7 @@ def _log_likelihood(y: np.ndarray, scores: np.ndarray) -> float:
     return float(np.log(np.clip(happened, 1e-15, 1)).sum())
 
 # %% ../nbs/16_tuning.ipynb #55f97692
-def find_calibration(y: np.ndarray, scores: np.ndarray) -> Calibration | None:
+def find_calibration(y: np.ndarray, scores: np.ndarray) -> Recalibration | None:
     """The calibration that out-of-fold scores ask for; None when they can be taken at their word.
 
     Parameters
@@ -636,19 +637,19 @@ def find_calibration(y: np.ndarray, scores: np.ndarray) -> Calibration | None:
     Likelihood-ratio test of slope 1 and intercept 0 at 1 % (Miller, Langefeld, Tierney, Hui and McDonald 1993).
     """
     if scores.ndim == 2:
-        fine = minimize_scalar(lambda slope: -_log_likelihood(y, Calibration(slope, 0).apply(scores)), (0.1, 1), (0.05, 20),
+        fine = minimize_scalar(lambda slope: -_log_likelihood(y, Recalibration(slope, 0).apply(scores)), (0.1, 1), (0.05, 20),
                                method="bounded", options={"xatol": 1e-4})
-        found, dials = Calibration(float(fine.x), 0.0), 1
+        found, dials = Recalibration(float(fine.x), 0.0), 1
     else:
         margin = logit(np.clip(scores, 1e-15, 1 - 1e-15))[:, None]
         with threadpool_limits(1):
             line = LogisticRegression(C=np.inf).fit(margin, y)
-        found, dials = Calibration(float(line.coef_[0, 0]), float(line.intercept_[0])), 2
+        found, dials = Recalibration(float(line.coef_[0, 0]), float(line.intercept_[0])), 2
     gain = 2 * (_log_likelihood(y, found.apply(scores)) - _log_likelihood(y, scores))
     return found if found.slope > 0 and gain > chi2.ppf(0.99, dials) else None
 
 
-def write_calibration(model: Any, calibration: Calibration) -> bool:
+def write_calibration(model: Any, calibration: Recalibration) -> bool:
     """Write a calibration into a fitted model; False, and nothing changed, where the model does not add up log-odds."""
     if isinstance(model, HistGradientBoostingClassifier):
         for tree in (tree for trees in model._predictors for tree in trees):
@@ -662,7 +663,7 @@ def write_calibration(model: Any, calibration: Calibration) -> bool:
     return False
 
 # %% ../nbs/16_tuning.ipynb #b7012354
-def calibrate(pipeline: Pipeline, y: np.ndarray, out_of_fold: np.ndarray) -> tuple[np.ndarray, Calibration | None]:
+def calibrate(pipeline: Pipeline, y: np.ndarray, out_of_fold: np.ndarray) -> tuple[np.ndarray, Recalibration | None]:
     """Calibrate a fitted classifier in place when its out-of-fold scores ask for it.
 
     Parameters
@@ -677,7 +678,7 @@ def calibrate(pipeline: Pipeline, y: np.ndarray, out_of_fold: np.ndarray) -> tup
     -------
     scores : array
         The out-of-fold scores as the pipeline says them now.
-    calibration : Calibration or None
+    calibration : Recalibration or None
         What was done; None when the scores can be taken at their word, or the model does not add up log-odds.
     """
     judged = ~np.isnan(out_of_fold.reshape(len(out_of_fold), -1)).any(axis=1)

@@ -36,21 +36,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import skops.io
-from sklearn.pipeline import Pipeline
 
 from .core import MlsysError, Project, UsageError, content_hash, did_you_mean, git_commit, lock_hash, read_json
-from .evaluate import Evaluation
-from .explain import Explainer
-from .features import FeatureSet, collect
-from .history import HistorySet
-from .models import predict_scores
-from .schema import Schema
-from .scope import Scope
+
+if TYPE_CHECKING:  # who only asks which versions there are should not wait for scikit-learn
+    import pandas as pd
+    from sklearn.pipeline import Pipeline
+
+    from mlsys.evaluate import Evaluation
+    from mlsys.explain import Explainer
+    from mlsys.features import FeatureSet
+    from mlsys.history import HistorySet
+    from mlsys.schema import Schema
+    from mlsys.scope import Scope
 
 # %% ../nbs/26_versions.ipynb #53e08484
 # Values that can only be equal, not identical: whether Python shares one object between two places is chance.
@@ -116,6 +117,8 @@ def dump_model(model: Any) -> bytes:
     MlsysError
         If the model holds something that cannot be written without a pickle.
     """
+    import skops.io
+
     try:
         raw = skops.io.dumps(model)
     except Exception as error:
@@ -185,6 +188,8 @@ def load_model(content: bytes, package: str, private: str | None = None) -> Any:
     MlsysError
         If the file uses anything outside of the list; the message names it.
     """
+    import skops.io
+
     trusted = skops.io.get_untrusted_types(data=content)
     refused = [name for name in trusted if not is_trusted(name, package)]
     if refused:
@@ -349,9 +354,9 @@ def _code(source: Path) -> dict[str, bytes]:
 
 # %% ../nbs/26_versions.ipynb #bd8c728c
 def version_files(
-    project: Project, *, scope: Scope, schema: Schema, pipeline: Pipeline, explainer: Explainer | None,
-    threshold: float | None, classes: Sequence[str] | None, evaluation: Evaluation, golden: Sequence[Any] = (),
-    history: HistorySet | None = None,
+    project: Project, *, scope: "Scope", schema: "Schema", pipeline: "Pipeline", explainer: "Explainer | None",
+    threshold: float | None, classes: Sequence[str] | None, evaluation: "Evaluation", golden: Sequence[Any] = (),
+    history: "HistorySet | None" = None,
 ) -> dict[str, bytes]:
     """The files of a version that its digest covers: name to bytes; the parameters are those of `Registry.register`.
 
@@ -360,7 +365,7 @@ def version_files(
     MlsysError
         If something of it cannot be kept without a pickle, or a golden row breaks the schema.
     """
-    history = history or HistorySet()
+    history = history or _no_history()
     features, rest = pipeline.steps[0][1], pipeline[1:]
     decision = {"package": project.package, "threshold": threshold, "classes": classes and list(classes)}
     return {
@@ -377,8 +382,17 @@ def version_files(
     }
 
 
-def _golden_scores(schema: Schema, pipeline: Pipeline, scope: Scope, golden: Sequence[Any]) -> list[Any]:
+def _no_history() -> "HistorySet":
+    """For a model that does not look at the past."""
+    from mlsys.history import HistorySet
+
+    return HistorySet()
+
+
+def _golden_scores(schema: "Schema", pipeline: "Pipeline", scope: "Scope", golden: Sequence[Any]) -> list[Any]:
     """What the model says of the golden rows on the day it was trained."""
+    from mlsys.models import predict_scores
+
     checked = schema.check_rows(list(golden))
     if checked.errors:
         raise MlsysError(f"The golden rows break the schema: {checked.errors[0]}.")
@@ -439,26 +453,28 @@ class ModelVersion:
     version: str
     digest: str
     folder: Path
-    scope: Scope
-    schema: Schema
-    features: FeatureSet
-    pipeline: Pipeline
-    explainer: Explainer | None
+    scope: "Scope"
+    schema: "Schema"
+    features: "FeatureSet"
+    pipeline: "Pipeline"
+    explainer: "Explainer | None"
     threshold: float | None
     classes: list[str] | None
-    evaluation: Evaluation
+    evaluation: "Evaluation"
     golden: list[Any]
     golden_scores: list[Any]
     lineage: dict[str, Any] = field(repr=False)
-    history: HistorySet = field(default_factory=HistorySet)
+    history: "HistorySet" = field(default_factory=_no_history)
 
     @cached_property
-    def model_schema(self) -> Schema:
+    def model_schema(self) -> "Schema":
         """The table's schema with the figures about the past: what `score` takes, and golden rows consist of."""
         return self.history.extend(self.schema)
 
-    def score(self, df: pd.DataFrame) -> np.ndarray:
+    def score(self, df: "pd.DataFrame") -> np.ndarray:
         """Scores of canonical rows: (n,) P(positive), (n, k) P(class), or (n,) values."""
+        from mlsys.models import predict_scores
+
         return predict_scores(self.pipeline, df, self.scope.task)
 
     def __repr__(self) -> str:
@@ -483,6 +499,15 @@ def load_version(folder: Path) -> ModelVersion:
     state = {name: read_json(folder / f"{name}.json") for name in names}
     decision, package = state["decision"], state["decision"]["package"]
     private = adopt_code(folder / "code", package)
+    from sklearn.pipeline import Pipeline
+
+    from mlsys.evaluate import Evaluation
+    from mlsys.explain import Explainer
+    from mlsys.features import FeatureSet, collect
+    from mlsys.history import HistorySet
+    from mlsys.schema import Schema
+    from mlsys.scope import Scope
+
     scope = Scope(**state["scope"])
     functions = collect(vars(import_copy(private, "features"))) if state["features"]["functions"] else []
     features = FeatureSet.from_dict(state["features"], functions)

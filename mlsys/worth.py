@@ -425,13 +425,13 @@ def measure_time(functions: Sequence[Feature], df: pd.DataFrame) -> pd.DataFrame
 # %% ../nbs/23_worth.ipynb #759e9dfd
 def _without(folds: list[Fold], gone: Collection[str], y: np.ndarray, scope: Scope, seed: int) -> np.ndarray:
     """Out-of-fold scores of the quick model when some of the model's columns are not there."""
-    left = [name for name in folds[0][0] if name not in set(gone)]
-    if not left:
+    left = [[name for name in train if name not in set(gone)] for train, *_ in folds]  # a fold of one year has no column for it
+    if not all(left):
         mean = build_pipeline(trivial(), FeatureSet(), scope.task, seed)[1:]
         folds = [(train.iloc[:, :1] * 0, target, rows.iloc[:, :1] * 0, numbers) for train, target, rows, numbers in folds]
         return judge_folds(mean, folds, y, scorers[scope.metric], scope.task)[1]
     model = build_pipeline(boosting(), FeatureSet(), scope.task, seed, quick)[1:]
-    narrow = [(train[left], target, rows[left], numbers) for train, target, rows, numbers in folds]
+    narrow = [(train[own], target, rows[own], numbers) for own, (train, target, rows, numbers) in zip(left, folds, strict=True)]
     return judge_folds(model, narrow, y, scorers[scope.metric], scope.task)[1]
 
 

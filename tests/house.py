@@ -113,6 +113,11 @@ def place_problems(name: str, text: str) -> list[str]:
     return [f"{name}: {match}" for match in sorted(set(re.findall(places, text)))]
 
 
+def link_problems(listing: str) -> list[str]:
+    """Symbolic links among the files of `git ls-files --stage`: an archive or a copy turns them into something else."""
+    return [f"{line.split(maxsplit=3)[3]} is a symbolic link" for line in listing.splitlines() if line.startswith("120000")]
+
+
 def sync_problems(root: Path) -> list[str]:
     """Files that `mlsys export` would change, found in a copy."""
     with tempfile.TemporaryDirectory() as folder:

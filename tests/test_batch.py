@@ -54,6 +54,7 @@ def test_a_file_is_scored_as_the_service_would(project, table, scores):
     assert set(scores["model"]) == {Registry(project).champion().version}
 
 
+@pytest.mark.stress
 def test_killed_with_9_it_goes_on_and_logs_nothing_twice(cli, project, table, scores):
     log = PredictionLog(project.database_url)
     before = len(log.predictions())
@@ -77,6 +78,7 @@ def test_killed_with_9_it_goes_on_and_logs_nothing_twice(cli, project, table, sc
     assert len(logged) - before == ROWS - 1 and {one["id"] for one in logged} >= set(after["prediction"])
 
 
+@pytest.mark.stress
 def test_what_cannot_be_scored_is_refused(cli, project, table, scores, tmp_path):
     taken = table.parent / "scores.parquet"
     typo = tmp_path / "typo.csv"
@@ -96,7 +98,7 @@ def test_what_cannot_be_scored_is_refused(cli, project, table, scores, tmp_path)
 
 def test_too_many_bad_rows_write_no_file(cli, project, table, tmp_path):
     wrong = tmp_path / "wrong.csv"
-    pd.read_csv(table, nrows=50).assign(**{"возраст": "old"}).to_csv(wrong, index=False)
+    pd.read_csv(table, nrows=50).rename(columns={"Unnamed: 2": ""}).assign(**{"возраст": "old"}).to_csv(wrong, index=False)
     answer = score(cli, project, wrong, tmp_path / "x.csv")
     assert answer.code == 1 and "no file was written" in answer.err and not (tmp_path / "x.csv").exists()
     answer = score(cli, project, wrong, tmp_path / "x.csv", "--max-bad-rows", "1")

@@ -56,7 +56,7 @@ def test_strange_names_stay_text(project: Project) -> None:
 @pytest.mark.parametrize("words, said", [
     (["card", "v7"], "No version 'v7'; there are v1"),
     (["card", "v1", "--format", "pdf"], "'pdf' is not one of"),
-    (["card", "challenger"], "No version 'challenger'"),
+    (["card", "challenger"], "There is no challenger now; there are v1"),
     (["crad"], "Did you mean 'card'?"),
 ])
 def test_a_wrong_name_says_what_there_is(card: Cli, words: list[str], said: str) -> None:

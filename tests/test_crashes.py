@@ -34,6 +34,7 @@ def change_for_ever(project: Project, parts: dict, seed: int) -> None:
                 registry.promote(version, "better", role=role, share=share)
 
 
+@pytest.mark.stress
 def test_a_hundred_sudden_deaths_leave_a_champion_and_an_unbroken_ledger(tmp_path: Path) -> None:
     project = write_package(tmp_path)
     parts, draw = train(project), random.Random(0)

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from mlsys import data
-from mlsys.core import MlsysError, Project, UsageError
 from mlsys.changes import diff, plot_diff
+from mlsys.core import MlsysError, Project, UsageError
 from mlsys.data import Snapshot, append, find_snapshot, freeze, list_snapshots, survey, take_snapshot
 from mlsys.scope import Scope
 

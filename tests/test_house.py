@@ -76,6 +76,8 @@ STARTS = {
     "import mlsys": "import mlsys",
     "import mlsys.core": "import mlsys.core",
     "mlsys --help": "from mlsys.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    "mlsys models": "from mlsys.cli import main\ntry: main(['models'])\nexcept SystemExit: pass",
+    "mlsys ledger": "from mlsys.cli import main\ntry: main(['ledger'])\nexcept SystemExit: pass",
 }
 
 
@@ -167,3 +169,9 @@ def test_place_problems_are_found(text):
 
 def test_the_lock_names_no_host():
     assert "://" not in (ROOT / "requirements.lock").read_text("utf-8")
+
+
+def test_there_is_no_symbolic_link():
+    listing = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert listing and house.link_problems(listing) == []
+    assert house.link_problems("120000 0f1e 0\tnbs/a file.yaml") == ["nbs/a file.yaml is a symbolic link"]

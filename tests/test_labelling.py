@@ -5,6 +5,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import environment, shop
 from nbclient import NotebookClient
 
 from mlsys.core import Project
@@ -12,7 +13,6 @@ from mlsys.data import list_snapshots
 from mlsys.labelling import LabelBook, agreed_labels
 from mlsys.registry import Registry
 from mlsys.runs import find_notebook, prepare_notebook
-from conftest import environment, shop
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def test_a_wrong_label_refuses_the_whole_file(cli, project):
     assert len(LabelBook(project.database_url).history()) == before
 
 
+@pytest.mark.stress
 def test_two_labellers_are_compared_and_the_next_training_learns_from_both(cli, project):
     rows = pd.read_csv(project.root.parent / "shop.csv").set_index("visitor")
     ids = list(rows.index[rows["bought"].isna()][:40])

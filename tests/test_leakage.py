@@ -1,7 +1,7 @@
 """What the search for leaks finds, what it leaves alone, and what happens to a suspect from `mlsys new` to the verdict."""
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,13 +12,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import environment, shop
 
 from mlsys.core import Project
 from mlsys.data import read
 from mlsys.leakage import Suspect, find_suspects
 from mlsys.schema import infer
 from mlsys.starter import draft_scope, new_project
-from conftest import environment, shop
 
 tables = Path(os.environ.get("MLSYS_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -287,6 +287,7 @@ def test_what_is_found_in_a_shared_table(name):
 
 # ---- from the table to the verdict
 
+@pytest.mark.stress
 def test_a_suspect_blocks_until_somebody_decides(cli, tmp_path):
     rng, df = table(600)
     refund_or_zero(rng, df).to_csv(tmp_path / "shop.csv", index=False)
@@ -330,6 +331,7 @@ def test_a_dropped_leak_is_not_printed(tmp_path):
     assert made.suspects == () and "suspect" not in str(made) and "suspects" not in source
 
 
+@pytest.mark.stress
 def test_a_champion_that_reads_what_is_forbidden_now_is_no_measure(cli, tmp_path):
     rng = np.random.default_rng(0)
     visitors = shop(600)
@@ -354,3 +356,5 @@ def test_a_champion_that_reads_what_is_forbidden_now_is_no_measure(cli, tmp_path
     second = json.loads(again.out)
     assert second["promoted"] and second["metrics"]["roc_auc"] < 0.95
     assert not any(name.startswith("champion") for name in second["comparison"])
+    assert "reads refund" in second["not_compared"]
+    assert any("The champion is no measure" in check["sentence"] for check in second["verdict"]["checks"])

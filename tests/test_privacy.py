@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from stdnum import luhn
 from stdnum.iso7064 import mod_97_10
 
-from mlsys.privacy import coarsen_value, coarsen_values, detect, hash_value, hash_values, protect_value
-from mlsys.privacy import protect_values
+from mlsys.privacy import coarsen_value, coarsen_values, detect, hash_value, hash_values, protect_value, protect_values
 from mlsys.schema import Column, parse_column, parse_value
 
 shared = Path(__file__).parents[2] / "shared" / "data"

@@ -26,7 +26,7 @@ from mlsys.registry import Registry
 from mlsys.service import running_service
 from mlsys.serving import Runtime
 
-pytestmark = pytest.mark.timeout(900)  # a training and a docs site on a busy machine
+pytestmark = [pytest.mark.stress, pytest.mark.timeout(900)]  # trainings and a docs site
 
 # what no file may hold: each value of a personal column has one of these in it
 fatal = ("mkmail", "Mklast", "49291234", "7771234", "50010517", "Mkstreet", "1971-03-0")

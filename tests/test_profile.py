@@ -3,9 +3,9 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import shop
 
 from mlsys.core import Project
-from conftest import shop
 
 
 @pytest.fixture(scope="module")

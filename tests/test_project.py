@@ -151,7 +151,7 @@ def test_labels_come_back_in_a_file(project, url, tmp_path):
     labels = pd.DataFrame({"id": [*ids, "nobody"], "label": ["yes", "no", "yes", "no"]})
     labels.to_csv(tmp_path / "labels.csv", index=False)
     kept = json.loads(mlsys(project.root, "feedback", str(tmp_path / "labels.csv"), "--json"))
-    assert kept == {"kept": 3, "repeated": 0, "unknown": ["nobody"]}
+    assert kept == {"kept": 3, "repeated": 0, "unknown": ["nobody"], "empty": 0}
 
 
 def test_a_feature_gives_a_version_that_is_compared_with_the_champion(project, url, second):
@@ -187,6 +187,7 @@ def test_training_again_gives_the_same_digest(project, second):
     assert Registry(project).champion().version == "v2"
 
 
+@pytest.mark.stress
 def test_a_gate_says_no_to_noise(project, second, table, tmp_path):
     noise = pd.read_csv(table)
     noise["tip"] = noise["tip"].sample(frac=1, random_state=0).to_numpy()
@@ -198,6 +199,7 @@ def test_a_gate_says_no_to_noise(project, second, table, tmp_path):
     assert {one["status"] for one in runs} == {"done"} and sum(one["results"]["passed"] for one in runs) == len(runs) - 1
 
 
+@pytest.mark.stress
 def test_an_old_version_keeps_its_own_features(project, second):
     rows = inputs(project)
     notebook = project.notebooks / "02_features.ipynb"
@@ -263,6 +265,7 @@ def new_and_retrain(
     return project, results, prediction
 
 
+@pytest.mark.stress
 def test_numbers_in_time_and_classes_go_through(tmp_path):
     df = rides(900).drop(columns=["ride", "tip"])
     with ThreadPoolExecutor(2) as pool:

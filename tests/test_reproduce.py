@@ -14,6 +14,8 @@ from mlsys.core import Project, read_json
 from mlsys.registry import Registry
 from mlsys.reproduce import compare_inputs, notebook_hash, reproduce, training_notebook
 
+pytestmark = pytest.mark.stress  # whole trainings, again and again
+
 
 def traces(project: Project) -> dict[str, Any]:
     """Everything that a rebuild must leave alone: versions, snapshots, runs, the ledger, and what serves."""

@@ -19,7 +19,14 @@ from hypothesis import strategies as some
 
 from mlsys.core import Project, UsageError
 from mlsys.runs import (
-    RunFailed, Secret, _injected_source, bind_parameters, list_runs, parse_value, read_parameters, run_notebook
+    RunFailed,
+    Secret,
+    _injected_source,
+    bind_parameters,
+    list_runs,
+    parse_value,
+    read_parameters,
+    run_notebook,
 )
 
 repository = Path(__file__).resolve().parents[1]
@@ -263,13 +270,14 @@ def test_an_interrupted_runner_leaves_a_whole_notebook(project: Project, by: sig
     script = ("import signal, sys; from mlsys.core import Project; from mlsys.runs import run_notebook\n"
               "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without it\n"
               "run_notebook('job', {}, Project.find(sys.argv[1]))")
-    runner = subprocess.Popen([sys.executable, "-c", script, str(project.root)], stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen([sys.executable, "-c", script, str(project.root)], stderr=subprocess.PIPE, text=True)
     mark, deadline = project.root / "pid", time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [run.status for run in list_runs(project)] == ["running"]
     runner.send_signal(by)
-    runner.wait(timeout=30)
+    said = runner.communicate(timeout=30)[1]
+    assert "never retrieved" not in said and "DeadKernelError" not in said
     run, = list_runs(project)
     assert run.status == "failed" and "interrupted" in run.error
     cells = nbformat.read(run.executed, as_version=4).cells

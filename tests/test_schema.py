@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import awkward
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conftest import awkward
 from mlsys import cells as chapter
 from mlsys.core import Project
 from mlsys.kinds import Kind, level_kinds, numeric_kinds
@@ -307,6 +307,7 @@ def test_rules_follow_a_column_that_was_changed():
     assert schema.check_rows(rows).clean == [{"city": "New York"}]
 
 
+@pytest.mark.stress
 def test_too_many_bad_rows_stop_the_run_and_lie_in_quarantine(project, cli, tmp_path):
     table = awkward().rename(columns={"": "column_3"})
     table["limit"] = table["limit"].str.replace(",", ".")

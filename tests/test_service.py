@@ -224,7 +224,7 @@ def test_the_openapi_description_is_the_contract(client, row):
     assert set(schemas["Row"]["required"]) == set(row) and schemas["Row"]["additionalProperties"] is False
     assert schemas["Row"]["example"] == row
     amount = schemas["Row"]["properties"]["amount"]
-    assert amount["type"] == "number" and amount["nullable"] and len(amount["x-training-range"]) == 2
+    assert {"type": "number"} in amount["anyOf"] and amount["nullable"] and len(amount["x-training-range"]) == 2
     assert set(docs["paths"]["/predict"]["post"]["responses"]) >= {"200", "400", "401", "413", "415", "500", "503"}
     (answer,) = predict(client, [row], explain=1)
     prediction = schemas["Predictions"]["properties"]["predictions"]["items"]
@@ -359,8 +359,11 @@ def test_a_canary_gets_its_share_and_a_shadow_only_watches(client, project, row)
     assert {log.prediction(one["id"])["role"] for one in first} == {"champion", "canary"}
     registry.promote("v1", "the canary ends")
     registry.promote("v2", "a look", role="shadow")
-    def shadowed() -> bool:
-        return log.prediction(f"{predict(client, [row])[0]['id']}.v2") is not None
+    asked: list[str] = []
+
+    def shadowed() -> bool:  # it answers when it has time
+        asked.append(predict(client, [row])[0]["id"])
+        return any(log.prediction(f"{id}.v2") for id in asked)
     eventually(shadowed)
     assert {one["role"] for one in predict(client, rows)} == {"champion"}
     assert 'mlsys_serves{model="v2",role="shadow"} 1.0' in client.get("/metrics").text

@@ -38,6 +38,7 @@ def test_a_notebook_that_fails_is_named_and_nothing_is_left(project, tmp_path):
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.stress
 def test_the_site_of_a_project_is_complete(project):
     done = mlsys("docs", cwd=project)
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,7 @@ def stop(process: subprocess.Popen[str], how: signal.Signals, due: Callable[[], 
     return process.returncode, said
 
 
+@pytest.mark.stress
 def test_an_interrupted_tuning_goes_on_from_its_finished_trials(tuned: Project, cli: Cli) -> None:
     def store() -> Path:
         return next(iter((tuned.var / "tuning").glob("*.jsonl")), tuned.var / "none")
@@ -77,6 +78,7 @@ def test_an_interrupted_tuning_goes_on_from_its_finished_trials(tuned: Project, 
     assert not store().exists() and json.loads(done.out)["version"] == "v1"
 
 
+@pytest.mark.stress
 def test_sudden_deaths_of_a_retraining_leave_a_champion_and_a_registry_that_loads(tuned: Project) -> None:
     """At the registry's own level test_crashes kills a hundred times."""
     draw, runs, before = random.Random(1), tuned.var / "runs", Registry(tuned).ledger()

@@ -15,7 +15,15 @@ from mlsys.demo import command
 from mlsys.features import FeatureSet, feature
 from mlsys.schema import Column, Schema, infer
 from mlsys.scope import Personal, Scope
-from mlsys.worth import BrokenPromise, check_feature, feature_worth, find_proxies, outside_reads, plot_worth, refused_inputs
+from mlsys.worth import (
+    BrokenPromise,
+    check_feature,
+    feature_worth,
+    find_proxies,
+    outside_reads,
+    plot_worth,
+    refused_inputs,
+)
 
 adult = Path(__file__).parents[2] / "shared" / "data" / "adult_income.csv.gz"
 schema = Schema(columns=[
@@ -158,6 +166,13 @@ def test_the_only_feature_and_the_parts_of_a_date_can_be_judged():
     scope = Scope(name="t", task="binary", target="bought", positive="yes")
     worth = feature_worth(FeatureSet().bind(described("bought", "day")), df, scope)
     assert list(worth.table.index) == ["day"] and worth.table.loc["day", "loss"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_fold_of_one_year_has_no_column_for_the_year():
+    scope = Scope(name="t", task="binary", target="bought", positive="yes", time="day")
+    df = sales(1500).assign(day=pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(1500) * 8, unit="h"))
+    worth = feature_worth(FeatureSet().bind(described("bought", "a", "day")), df, scope)
+    assert worth.table.loc["a", "loss"] > 0.1 > worth.table.loc["day", "loss"]
 
 
 def test_personal_and_mostly_missing_columns_are_named_first():

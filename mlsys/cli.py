@@ -102,7 +102,8 @@ def demo(folder: Path) -> None:
 def _demo_project(folder: Path) -> Project:
     """A copy of the reference project, examples included."""
     from mlsys.core import atomic_folder
-    from mlsys.starter import copy_starter, export
+    from mlsys.export import export
+    from mlsys.starter import copy_starter
 
     if folder.exists():
         raise UsageError(f"{folder} exists already and is no project. Choose another --dir.")
@@ -161,6 +162,7 @@ def _open_lab(project: Project, place: Path) -> None:
     """JupyterLab, opened at a notebook or a folder of the project; ends when it is ended."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))}
     words = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={project.root}", str(place)]
+    words += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # in a container, say
     sys.exit(subprocess.run(words, cwd=project.root, env=environment).returncode)
 
 # %% ../nbs/49_cli.ipynb #1b177657
@@ -168,21 +170,26 @@ def _open_lab(project: Project, place: Path) -> None:
 @as_json
 def export(json_: bool) -> None:
     """Notebooks to package, cleaned."""
-    from mlsys.starter import export as export_project
+    from mlsys.export import export as export_project, stray_features
 
     project = Project.find()
     export_project(project.root)
-    result = {"notebooks": project.root / "nbs", "package": project.source}
-    show(result, json_, f"Exported the notebooks of {project.root / 'nbs'} to {project.source}")
+    notes = stray_features(project.notebooks)
+    result = {"notebooks": project.root / "nbs", "package": project.source, "notes": notes}
+    said = f"Exported the notebooks of {project.root / 'nbs'} to {project.source}"
+    show(result, json_, "\n".join([said, *notes]))
 
 
 @command("mlsys test")
 def test() -> None:
     """The project's notebook tests and its pytest tests."""
+    from mlsys.export import require_exported
+
     project = Project.find()
+    require_exported(project)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))}
     notebooks = "from nbdev.test import nbdev_test; nbdev_test(n_workers=2)"
-    steps = {"notebooks": ["-c", notebooks], "pytest": ["-m", "pytest", "-q", "tests"]}
+    steps = {"notebooks": ["-c", notebooks], "pytest": ["-m", "pytest", "-q", "--tb=short", "tests"]}
     failed = []
     for what, words in steps.items():
         click.echo(f"== {what}")
@@ -215,9 +222,11 @@ def split_parameters(given: tuple[str, ...]) -> dict[str, Any]:
 @as_json
 def run(notebook: str, given: tuple[str, ...], json_: bool) -> None:
     """Any run notebook, with typed parameters."""
+    from mlsys.export import require_exported
     from mlsys.runs import run_notebook
 
     project = Project.find()
+    require_exported(project)
     done = run_notebook(notebook, split_parameters(given), project)
     said = [str(line) for line in done.results.get("summary", [])]  # what a notebook has to say to whoever sits at the terminal
     show(done.to_dict(), json_, "\n".join([*said, f"Done in {done.duration_s:.1f} s: {done.html}"]))
@@ -231,6 +240,7 @@ def run(notebook: str, given: tuple[str, ...], json_: bool) -> None:
 @as_json
 def retrain(data: str | None, query: str | None, given: tuple[str, ...], no_promote: bool, json_: bool) -> None:
     """New data to a gated, registered, promoted model."""
+    from mlsys.export import require_exported, stray_features
     from mlsys.runs import run_notebook
 
     project = Project.find()
@@ -241,6 +251,9 @@ def retrain(data: str | None, query: str | None, given: tuple[str, ...], no_prom
             raise UsageError(f"No file {data}. Name the rows to learn from: --data FILE")  # at once: a kernel takes seconds
     values |= {"query": query} if query is not None else {}
     values |= {"promote": False} if no_promote else {}
+    require_exported(project)
+    for note in stray_features(project.notebooks):
+        click.echo(note, err=True)
     with exclusive(project.var / "retrain.lock", "retraining"):
         done = run_notebook("retrain", values, project)
     show({"run": done.id, **done.results}, json_, retrain_summary(done.results, done.html, done.duration_s))
@@ -277,12 +290,16 @@ def retrain_summary(results: dict[str, Any], html: Path, seconds: float | None) 
     for name, found in results["comparison"].items():
         span = f"95 % interval {found['low']:+.2g} to {found['high']:+.2g}"
         lines += [f"Against   {name}: {compared(found)} ({found['difference']:+.2g}, {span})"]
+    if why_not := results.get("not_compared"):
+        lines += [f"Against   champion: not compared, for {why_not}"]
     gates = [check for check in results["verdict"]["checks"] if check.get("blocking", True)]
     said_no = [check for check in results["verdict"]["checks"] if not check["passed"]]
     failed = [f"          no: {check['name']}. {check['sentence']}" for check in said_no if check in gates]
     warned = [f"          warning: {check['name']}. {check['sentence']}" for check in said_no if check not in gates]
     verdict = "passed" if results["passed"] else "FAILED"
-    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks", *failed, *warned]
+    others = len(results["verdict"]["checks"]) - len(gates)
+    spoke = f"; {len(warned)} of {others} more that only warn spoke up" if others else ""
+    lines += [f"Verdict   {verdict}: {len(gates) - len(failed)} of {len(gates)} checks{spoke}", *failed, *warned]
     role = "now the champion" if results["promoted"] else f"registered; {results['champion'] or 'nothing'} serves on"
     lines += [f"Version   {results['version']} ({results['digest'][:12]}), {role}", f"Run       {html} ({seconds or 0:.0f} s)"]
     return "\n".join(lines)
@@ -677,10 +694,16 @@ def rollback(why: str, json_: bool) -> None:
 @as_json
 def build(json_: bool) -> None:
     """Pack the champion as a Bento."""
-    from mlsys.service import build_bento
+    from mlsys.deploy import write_deployment
+    from mlsys.service import build_bento, champion
 
-    bento = build_bento(Project.find())
-    show({"bento": bento}, json_, f"Built {bento}\nServe it from any folder: bentoml serve {bento}")
+    project = Project.find()
+    scope = champion(project).scope
+    bento = build_bento(project)
+    deploy = write_deployment(bento, project.name, scope)
+    show({"bento": bento, "deploy": deploy}, json_,
+         f"Built {bento}\nServe it from any folder: bentoml serve {bento}\n"
+         f"Image, compose file, Kubernetes manifests and dashboard: {deploy}")
 
 
 @command("mlsys serve --port 3000")
@@ -763,6 +786,9 @@ def score(source: str, out: Path, query: str | None, explain: bool, wanted: str 
     check_target(out, source, overwrite)
     registry = Registry(project)
     version = registry.get(wanted) if wanted else registry.champion()
+    if version is None and (known := registry.versions()):
+        raise NoModel(f"No version serves yet, so say which one: mlsys score --version {known[-1]}; there are "
+                      f"{', '.join(known)}.")
     if version is None:
         raise NoModel("There is no model to score with yet. Train and promote one first: mlsys retrain")
     done = score_file(version, source, out, query=query, explain=explain, log_url=None if no_log else project.database_url,
@@ -788,8 +814,10 @@ def label(rows: int, by: str | None, out: Path | None, file: str | None, json_: 
         _list_rows(project, who, rows, out, json_)
     else:
         from mlsys.core import write_json
+        from mlsys.labelling import plan_labelling
         from mlsys.runs import find_notebook, prepare_notebook
 
+        plan_labelling(project, who, rows)  # says at once when there is nothing to label
         place = project.var / "labels" / "label.ipynb"
         write_json(place, prepare_notebook(find_notebook("label", project), {"by": who, "rows": rows}))
         click.echo(f"Opening {place}: run all cells, then click. Each label is kept at once.")

@@ -109,7 +109,6 @@ def execute(notebook: Path, root: Path) -> NotebookNode:
     MlsysError
         If a cell fails; the message names the notebook, the cell and the error.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")    # before NumPy is there: side by side, threads fight for the cores
     from execnb.shell import CaptureShell
 
     nb = nbformat.read(notebook, as_version=4)
@@ -137,9 +136,12 @@ def execute_all(notebooks: Iterable[Path], root: Path, workers: int = 2) -> dict
     """
     from mlsys.site import execute    # by its full name, which the workers find even when a notebook calls this
 
-    context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")    # before NumPy is there: side by side, threads fight for the cores
+    context = multiprocessing.get_context("forkserver")    # what every notebook imports is imported once
+    context.set_forkserver_preload(["mlsys.site", "matplotlib.pyplot", "pandas", "sklearn.ensemble", "shap", "execnb.shell"])
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures: dict[Path, Future[NotebookNode]] = {path: pool.submit(execute, path, root) for path in notebooks}
+        # Guides train whole projects and stand last; begun last, they would leave the other cores idle.
+        futures: dict[Path, Future[NotebookNode]] = {path: pool.submit(execute, path, root) for path in reversed([*notebooks])}
         for future in tqdm(futures.values(), desc="executing notebooks", unit="", disable=None):
             future.exception()
     failures = [str(error) or type(error).__name__ for future in futures.values() if (error := future.exception())]

@@ -38,7 +38,7 @@ def run_pictures(notebook: Path) -> dict[str, bytes]:
         Without it there is none.
     """
     cells = read_json(notebook)["cells"] if notebook.exists() else []
-    found = {}
+    found: dict[str, Any] = {}
     for number, cell in enumerate(cells, 1):
         shown = [one["data"]["image/png"] for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
         found |= {f"cell-{number:02}-{place}.png": base64.b64decode("".join(one)) for place, one in enumerate(shown, 1)}
@@ -256,7 +256,8 @@ def try_mirror(project: Project, seconds: float = 60) -> str:
                                env=os.environ | {"PYTHONPATH": path, "MLSYS_VAR": str(project.var.resolve())},
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     why = _outcome(process, seconds)
-    return why and f"The MLflow server {server} is not level with this project: {hide_password(why)}. Next time it is tried again."
+    return why and (f"The MLflow server {server} is not level with this project: {hide_password(why)}. "
+                    "Next time it is tried again.")
 
 
 def _outcome(process: "subprocess.Popen[str]", seconds: float) -> str:

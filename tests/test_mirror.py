@@ -31,7 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on loopback."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     store = f"sqlite:///{folder}/mlflow.db"
-    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", store], env=os.environ | quiet, check=True, capture_output=True)
+    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", store]
+    subprocess.run(upgrade, env=os.environ | quiet, check=True, capture_output=True)
     words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store,
              "--artifacts-destination", str(folder / "files")]
     with (folder / "log.txt").open("w") as log:
@@ -94,8 +95,9 @@ def seen(project: Project, server: str) -> dict[str, Any]:
     versions = {one.tags["mlsys.version"]: one for one in client.search_model_versions(f"name='{project.name}'")}
     named = {one.version: name for name, one in versions.items()}
     aliases = client.get_registered_model(project.name).aliases
-    return {"client": client, "runs": {one.data.tags["mlsys.run"]: one for one in runs}, "count": len(runs), "versions": versions,
-            "aliases": {alias: named[str(number)] if str(number) in named else named[number] for alias, number in aliases.items()}}
+    return {"client": client, "runs": {one.data.tags["mlsys.run"]: one for one in runs}, "count": len(runs),
+            "versions": versions,
+            "aliases": {alias: named.get(str(number)) or named[number] for alias, number in aliases.items()}}
 
 
 def test_runs_figures_versions_and_names_are_there_once(registered: tuple[Project, dict[str, Any]], server: str,

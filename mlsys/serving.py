@@ -84,7 +84,7 @@ def explained(told: Answers, row: int, largest: int | None = None) -> dict[str, 
 
 def _plain(value: Any) -> Any:
     """A feature's value as JSON has it: missing is None."""
-    if type(value) is str:
+    if type(value) is str or (type(value) is float and math.isfinite(value)):
         return value
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None

@@ -77,6 +77,12 @@ def test_a_version_comes_out_the_same_whatever_the_notebooks_say_now(project: Pr
     assert traces(project) == before and before["roles"]["champion"]["version"] == "v1"
 
 
+def test_the_races_of_then_are_run_again_whatever_the_clock_says(project: Project) -> None:
+    """With an hour instead of a second, a race that looked at the clock would go to its end, and another trial would win."""
+    found = reproduce(project, "v1", given={"budget": "1h"})
+    assert found.identical, found
+
+
 def test_the_budget_holds(project: Project) -> None:
     """One second for forty trials of each model."""
     lineage = Registry(project).get("v1").lineage

@@ -547,7 +547,6 @@ class Evaluation:
     calibration: dict[str, Any] | None = None
     slices: dict[str, Any] | None = None
     inclusion: dict[str, Any] | None = None
-    staleness: dict[str, Any] | None = None
 
     def holding(self, **results: Any) -> "Evaluation":
         """The same evaluation with further results kept beside the figures, each as its `to_dict` gives it.
@@ -555,7 +554,7 @@ class Evaluation:
         Parameters
         ----------
         **results
-            By field: `values`, `calibration`, `slices`, `inclusion`, `staleness`; None where there is nothing to keep.
+            By field: `values`, `calibration`, `slices`, `inclusion`; None where there is nothing to keep.
         """
         return replace(self, **{name: one and one.to_dict() for name, one in results.items()})
 

@@ -10,7 +10,7 @@ __all__ = ['Weighted', 'metrics', 'blue', 'orange', 'grey', 'check_scores', 'Met
 
 # %% ../nbs/17_evaluate.ipynb #61df0386
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -577,7 +577,9 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Evaluation":
-        """The evaluation that `to_dict` wrote."""
+        """The evaluation that `to_dict` wrote, in this version of mlsys or an older one."""
+        known = {one.name for one in fields(cls)}
+        state = {name: one for name, one in state.items() if name in known}
         figures = {name: Estimate(**one) for name, one in state["metrics"].items()}
         value = state.get("value")
         rebuilt = {"metrics": figures, "value": Estimate(**value) if value else None, "notes": tuple(state["notes"])}

@@ -724,6 +724,8 @@ def _growth_mb(folder: str) -> float:
 
 def _trial(folder: str) -> tuple[ModelVersion, dict[str, Any]]:
     """A version, and what there is to know before it is timed."""
+    for name in ("skops.io", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "mlsys.explain"):
+        importlib.import_module(name)  # once, and not again in each child; no part of what a version adds
     with multiprocessing.get_context("fork").Pool(1) as child:
         memory = _memory_mb() + child.apply(_growth_mb, (folder,))
     version = load_version(Path(folder))

@@ -25,7 +25,8 @@ def run(*words: object, cwd: Path) -> None:
     """A command that has to succeed, shown with what it printed and how long it took."""
     started = time.monotonic()
     print("$", *(Path(str(word)).name for word in words), flush=True)
-    ours = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MLSYS_VAR", "MLSYS_DATABASE_URL")
+    # a fresh environment holds no bytecode: whoever writes none compiles every package in every process
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MLSYS_VAR", "MLSYS_DATABASE_URL", "PYTHONDONTWRITEBYTECODE")
     clean = {name: value for name, value in os.environ.items() if name not in ours}
     subprocess.run(list(map(str, words)), cwd=cwd, env=clean, check=True)
     print(f"  ({time.monotonic() - started:.0f} s)", flush=True)

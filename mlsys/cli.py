@@ -473,7 +473,11 @@ def models(context: click.Context, json_: bool) -> None:
     room = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else 200
     text = table(model_rows(found, True), "No version yet. Run: mlsys retrain")
     narrow = max(map(len, text.splitlines())) > room
-    show(found, json_, table(model_rows(found, False), "") if narrow and found else text)
+    text = table(model_rows(found, False), "") if narrow and found else text
+    if len({one["snapshot"] for one in found}) > 1:
+        text += ("\nEach figure is of the version's own held-out rows, and these come from different snapshots. "
+                 "On the same rows: the comparison with the champion in each retrain's notebook.")
+    show(found, json_, text)
 
 
 def model_rows(found: list[dict[str, Any]], wide: bool) -> list[dict[str, Any]]:

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['MlsysError', 'UsageError', 'did_you_mean', 'content_hash', 'atomic_file', 'write_atomic', 'atomic_folder',
-           'write_json', 'read_json', 'exclusive', 'Project', 'git_commit', 'lock_hash', 'set_seed', 'open_database',
-           'Unavailable', 'database_transaction', 'make_tables']
+           'write_json', 'read_json', 'exclusive', 'Project', 'git_commit', 'lock_hash', 'installed_packages',
+           'set_seed', 'open_database', 'Unavailable', 'database_transaction', 'make_tables']
 
 # %% ../nbs/00_core.ipynb #19bae59d
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -284,8 +286,20 @@ def lock_hash(root: Path) -> str:
     lock = root / "requirements.lock"
     if lock.exists():
         return content_hash(lock)
+    return content_hash(sorted(installed_packages()))
+
+
+@functools.cache
+def installed_packages() -> frozenset[str]:
+    """What is installed, such as `pandas==3.0.1`."""
     from importlib.metadata import distributions
-    return content_hash(sorted({f"{d.name}=={d.version}" for d in distributions() if d.name}))
+    found = set()
+    for one in distributions():
+        head = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "").partition("\n\n")[0]  # the whole takes seconds
+        told = dict(re.findall(r"^(Name|Version): *(.+?)\s*$", head, re.M))
+        if len(told) == 2:
+            found.add(f"{told['Name']}=={told['Version']}")
+    return frozenset(found)
 
 
 def set_seed(seed: int) -> None:

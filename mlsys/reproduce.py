@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 
 import mlsys
-from .core import MlsysError, Project, UsageError, content_hash, did_you_mean, lock_hash, read_json, write_json
+from mlsys.core import (
+    MlsysError, Project, UsageError, content_hash, did_you_mean, installed_packages, lock_hash, read_json, write_json,
+)
 from .data import find_snapshot
 from .registry import Registry, verify_version
 from .runs import read_parameters
@@ -64,9 +66,7 @@ def machine() -> dict[str, str]:
 
 def packages() -> dict[str, str]:
     """The installed packages with their versions."""
-    from importlib.metadata import distributions
-
-    return dict(sorted({(one.name.lower(), one.version) for one in distributions() if one.name}))
+    return dict(sorted({(name.lower(), version) for name, version in (one.split("==", 1) for one in installed_packages())}))
 
 # %% ../nbs/42_reproduce.ipynb #54369428
 def rebuild_notes(project: Project, scores: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What several files of tests share: the command line, one small trained project, and its service."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from mlsys.core import Project
 from mlsys.service import free_port
@@ -82,8 +84,24 @@ def awkward(rows: int = 500) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Project:
-    """A project with a champion, made from an awkward table: byte order mark, `;`, decimal commas, strange names."""
-    folder = tmp_path_factory.mktemp("awkward")
+    """A project with a champion, made from an awkward table: byte order mark, `;`, decimal commas, strange names.
+
+    It is trained once, and each process that tests gets its own copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    master = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "awkward"
+    with FileLock(master.with_suffix(".lock")):
+        if not master.exists():
+            train_awkward(master.with_suffix(".new"), cli)
+            master.with_suffix(".new").rename(master)
+    folder = tmp_path_factory.mktemp("copy") / "awkward"
+    shutil.copytree(master, folder)
+    return Project.find(folder / "shop")
+
+
+def train_awkward(folder: Path, cli: Cli) -> None:
+    """The awkward table and its project, trained."""
+    folder.mkdir()
     awkward().to_csv(folder / "table.csv", index=False, sep=";", decimal=",", encoding="utf-8-sig")
     made = cli("new", "shop", "--data", "table.csv", "--target", "Bought? [y/n]", folder=folder)
     assert made.code == 0, made.err
@@ -91,7 +109,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Project:
     trained = cli("retrain", "-p", "trials=40", "-p", "budget=1s", folder=folder / "shop")
     assert trained.code == 0, trained.out + trained.err
     assert "50 set aside: no value in the target 'Bought? [y/n]'" in trained.out
-    return Project.find(folder / "shop")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,10 +28,12 @@ from .core import MlsysError, Project, UsageError, atomic_folder, did_you_mean, 
 from .data import freeze_in_scope, read, split, usable_rows
 from .export import export
 from .kinds import name_words
-from .leakage import Suspect, find_suspects
 from .privacy import Finding, detect, hide_values
 from .schema import Column, Proposal, Schema, infer, parse_column, proposals
 from .scope import Personal, Scope
+
+if TYPE_CHECKING:
+    from mlsys.leakage import Suspect
 
 # %% ../nbs/47_starter.ipynb #a48fb9f4
 _yes = ("yes", "true", "1", "1.0", "y", "t", "positive", "fraud", "churned", "default")
@@ -397,7 +399,7 @@ class NewProject:
     snapshot: str
     notes: list[str]
     findings: tuple[Finding, ...] = ()
-    suspects: tuple[Suspect, ...] = ()
+    suspects: "tuple[Suspect, ...]" = ()
     proposed: tuple[Proposal, ...] = ()
     recurring: frozenset[str] = frozenset()
 
@@ -439,7 +441,7 @@ class NewProject:
         return hints
 
 # %% ../nbs/47_starter.ipynb #7c7ce207
-def with_suspects(scope: Scope, suspects: Sequence[Suspect]) -> Scope:
+def with_suspects(scope: Scope, suspects: "Sequence[Suspect]") -> Scope:
     """The scope with what may leak the answer.
 
     Parameters
@@ -459,7 +461,7 @@ def _proposal_lines(proposed: Sequence[Proposal], most: int = 6) -> list[str]:
     return lines + (["  accept   what is right of it in nbs/01_explore.ipynb; nothing of it was applied"] if proposed else [])
 
 
-def _suspect_lines(suspects: Sequence[Suspect], scope: Scope, inputs: Collection[str], most: int = 6) -> list[str]:
+def _suspect_lines(suspects: "Sequence[Suspect]", scope: Scope, inputs: Collection[str], most: int = 6) -> list[str]:
     """What a person has to decide on, in a few lines."""
     waiting = [one for one in suspects if one.name in scope.undecided()]
     lines = [f"  suspect  {one.evidence}" for one in suspects[:most]]
@@ -508,6 +510,8 @@ def new_project(name: str, data: str, target: str, *, time: str | None = None, i
     notes += [f"numbers written like {one.written} are read as numbers: {one.name}" for one in schema.columns if one.written]
     notes += [f"{line['rows']:,} cells of {line['column']} count as missing: {line['problem']}, such as {line['for example']}"
               for line in report.summary().head(5).to_dict("records")]
+    from mlsys.leakage import find_suspects  # scikit-learn, for which a slip of the pen need not wait
+
     suspects = tuple(find_suspects(repaired, scope, schema, df))
     scope = with_suspects(scope, suspects)
     with atomic_folder(folder.resolve() / name) as inside:

@@ -379,6 +379,7 @@ def made(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "visits"
 
 
+@pytest.mark.stress
 def test_the_command_line_lists_appends_and_compares(cli, made):
     day = people().tail(30).assign(id=[f"v{i:04}" for i in range(390, 420)])
     day.iloc[:10] = people().iloc[390:].to_numpy()

@@ -22,6 +22,8 @@ from mlsys.registry import Registry
 from mlsys.runs import Run
 from mlsys.service import free_port
 
+pytestmark = pytest.mark.stress  # a real server, and trainings
+
 quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 

@@ -249,6 +249,7 @@ def test_a_protected_column_cannot_be_read_by_a_function():
         features.bind(infer(df, scope))
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(not adult.exists(), reason="the shared tables are not here")
 def test_on_census_data_the_relationship_gives_the_sex_away():
     df = read(str(adult))
@@ -280,6 +281,7 @@ def add_cell(notebook: Path, source: str) -> None:
     nbformat.write(book, notebook)
 
 
+@pytest.mark.stress
 def test_a_new_project_tests_its_features_and_judges_them(tmp_path):
     sales(600).drop(columns=["level", "size", "day"]).to_csv(tmp_path / "sales.csv", index=False)
     made = mlsys(tmp_path, "new", "shop_sales", "--data", str(tmp_path / "sales.csv"), "--target", "bought")

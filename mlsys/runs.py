@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['result_mime', 'error_mime', 'value_reader', 'parse_value', 'Parameter', 'read_parameters', 'Secret',
-           'bind_parameters', 'prepare_notebook', 'finish', 'load_ipython_extension', 'Run', 'RunFailed', 'read_run',
-           'list_runs', 'find_notebook', 'run_notebook']
+           'bind_parameters', 'prepare_notebook', 'finish', 'load_ipython_extension', 'quiet_at_the_end', 'Run',
+           'RunFailed', 'read_run', 'list_runs', 'find_notebook', 'run_notebook']
 
 # %% ../nbs/41_runs.ipynb #0c149cbe
 import ast
@@ -434,6 +434,17 @@ def load_ipython_extension(shell: Any) -> None:
         display({error_mime: told, "text/plain": told["error"]}, raw=True)
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     shell.set_custom_exc((MlsysError,), report)
+    quiet_at_the_end()
+
+
+def quiet_at_the_end() -> None:
+    """A message that is under way while its socket is closed at the end of a kernel is no fault worth a stack trace."""
+    logging.getLogger("tornado.general").addFilter(_still_open)
+
+
+def _still_open(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return getattr(error, "errno", None) != errno.ENOTSOCK
 
 # %% ../nbs/41_runs.ipynb #02ce4dbb
 @dataclass
@@ -661,6 +672,7 @@ def _kernel(project: Project, run: Run) -> Iterator[Any]:
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
+    quiet_at_the_end()
     path = os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "MLSYS_RUN_ID": run.id, "MLSYS_RUN_FOLDER": str(run.folder)}
     if "MLSYS_VAR" in os.environ:

@@ -50,7 +50,8 @@ def weeks(df: pd.DataFrame) -> pd.DataFrame:
     """The claims by year, month and week of the month."""
     months = df.Month.map({name: number for number, name in enumerate(
         "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)})
-    return df.assign(moment=pd.to_datetime({"year": df.Year, "month": months, "day": df.WeekOfMonth * 7 - 6}))
+    first = pd.to_datetime({"year": df.Year, "month": months, "day": 1})
+    return df.assign(moment=first + pd.to_timedelta(7 * (df.WeekOfMonth - 1), unit="D"))
 
 
 tables = [

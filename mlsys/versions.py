@@ -722,25 +722,25 @@ def _growth_mb(folder: str) -> float:
     return _memory_mb() - before
 
 
-def _trial(folder: str) -> tuple[ModelVersion, dict[str, Any]]:
-    """A version, and what there is to know before it is timed."""
-    for name in ("skops.io", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "mlsys.explain"):
-        importlib.import_module(name)  # once, and not again in each child; no part of what a version adds
+def _serving_mb(folder: str) -> float:
+    """The memory of a process that serves a version and nothing else: this one's, and what a child adds to it."""
     with multiprocessing.get_context("fork").Pool(1) as child:
-        memory = _memory_mb() + child.apply(_growth_mb, (folder,))
-    version = load_version(Path(folder))
-    return version, {"golden_rows": len(version.golden), "golden_difference": golden_difference(version), "memory_mb": memory}
+        return _memory_mb() + float(child.apply(_growth_mb, (folder,)))
 
 
 def prove_here(folder: str, against: str | None = None) -> None:
     """Print as JSON what a version does in this process: the other side of `prove`."""
     try:
-        version, found = _trial(folder)
+        for name in ("skops.io", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "mlsys.explain"):
+            importlib.import_module(name)  # here, and not again in each child
+        found: dict[str, Any] = {"memory_mb": _serving_mb(folder)}
         rivals = []
         if against:
             with contextlib.suppress(Exception):  # a champion that does not load is no measure
-                rival, theirs = _trial(against)
-                rivals, found["champion_memory_mb"] = [rival], theirs["memory_mb"]
+                found["champion_memory_mb"] = _serving_mb(against)  # while neither is in this process
+                rivals = [load_version(Path(against))]
+        version = load_version(Path(folder))
+        found |= {"golden_rows": len(version.golden), "golden_difference": golden_difference(version)}
         found["p99_ms"], *rest = answer_times([version, *rivals])
         found["champion_p99_ms"] = rest[0] if rest else None
     except Exception as error:

@@ -100,6 +100,7 @@ def test_two_labellers_are_compared_and_the_next_training_learns_from_both(cli, 
     assert (newest["bought"].fillna("") != "").sum() == 450 + len(agreed)
     kept = newest.set_index("visitor")["bought"]
     assert (kept[agreed["visitor"]].to_numpy() == agreed["bought"].to_numpy()).all()
+    assert "come from different snapshots" in cli("models", folder=project.root).out
 
 
 def test_a_filled_in_file_is_not_written_over(cli, project):
@@ -118,3 +119,5 @@ def test_without_an_id_or_without_open_rows_it_says_what_to_do(cli, project, tmp
     assert cli("new", "full", "--data", "all.csv", "--target", "bought", "--id", "visitor", folder=tmp_path).code == 0
     answer = cli("label", "--json", folder=tmp_path / "full")
     assert answer.code == 2 and "Every row of the table has a value" in answer.err
+    answer = cli("label", folder=tmp_path / "full")  # and starts no Lab for it
+    assert answer.code == 2 and "Every row of the table has a value" in answer.err and "Opening" not in answer.out

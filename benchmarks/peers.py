@@ -102,18 +102,28 @@ def kernel_app() -> Any:
     return app
 
 
+MLFLOW = '''
+import os
+
+import mlflow
+from benchmarks.peers import by_hand
+
+
+class Scorer(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return by_hand(model_input.to_dict("records"), os.environ["EXPLAIN"] == "1")
+
+
+mlflow.models.set_model(Scorer())
+'''
+
+
 def write_mlflow(folder: Path) -> None:
     """The model as MLflow serves it."""
     import mlflow
 
     code = folder.parent / "scorer.py"
-    code.write_text(
-        "import mlflow\n\n\nclass Scorer(mlflow.pyfunc.PythonModel):\n"
-        "    def predict(self, context, model_input, params=None):\n"
-        "        from benchmarks.peers import by_hand\n"
-        "        explain = os.environ.get('EXPLAIN') == '1'\n"
-        "        return by_hand(model_input.to_dict('records'), explain)\n\n\n"
-        "mlflow.models.set_model(Scorer())\n".replace("import mlflow\n\n\nclass", "import os\n\nimport mlflow\n\n\nclass"))
+    code.write_text(MLFLOW)
     mlflow.pyfunc.save_model(folder, python_model=str(code), pip_requirements=["mlflow"])
 
 
@@ -121,7 +131,7 @@ BENTO = '''
 from typing import Any
 
 import bentoml
-from benchmarks.peers import by_hand
+from benchmarks.peers import by_hand, version
 
 
 @bentoml.service(workers=1, traffic={"timeout": 60})
@@ -129,7 +139,7 @@ class Peer:
     """BentoML's adaptive batching, as its documentation shows it."""
 
     def __init__(self) -> None:
-        by_hand([dict.fromkeys(__import__("benchmarks.peers").peers.version().features.names, 1.0)], True)
+        by_hand([dict.fromkeys(version().features.names, 1.0)], True)
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=1000)
     def predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

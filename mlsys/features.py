@@ -22,7 +22,8 @@ from .schema import Schema, numeric_kinds
 Feature = Callable[..., pd.Series]
 
 
-def feature(function: Feature | None = None, *, missing: Literal["propagate", "handled"] | None = None,
+def feature(function: Feature | None = None, *, inputs: Mapping[str, str] | None = None,
+            missing: Literal["propagate", "handled"] | None = None,
             unseen: Literal["missing", "handled"] | None = None) -> Callable[..., Any]:
     """Mark a pure function of columns as a feature: `@feature`, or `@feature(missing="propagate")`.
 
@@ -31,6 +32,8 @@ def feature(function: Feature | None = None, *, missing: Literal["propagate", "h
     function : callable
         Takes Series of shape (n_rows,), named like columns, and returns one Series of the same length: numbers,
         booleans or text.
+    inputs : mapping of str to str, optional
+        For parameters that are not called like their columns, the columns: `{"price": "Price Per Unit"}`.
     missing : {"propagate", "handled"}, optional
         What the feature is where any of its inputs is missing: missing, too, or a value all the same. Either when
         nothing is declared.
@@ -40,22 +43,30 @@ def feature(function: Feature | None = None, *, missing: Literal["propagate", "h
     Raises
     ------
     MlsysError
-        If it has no docstring: a feature that nobody can explain helps nobody. If a declaration is neither of the two.
+        If it has no docstring: a feature that nobody can explain helps nobody. If a declaration is neither of the two, or
+        `inputs` names no parameter, or one column twice.
     """
     if function is None:
-        return partial(feature, missing=missing, unseen=unseen)
+        return partial(feature, inputs=inputs, missing=missing, unseen=unseen)
     for name, declared, other in (("missing", missing, "propagate"), ("unseen", unseen, "missing")):
         if declared not in (None, other, "handled"):
             raise MlsysError(f"The feature {function.__name__!r} declares {name}={declared!r}. Write {other!r} or 'handled'.")
     if not (function.__doc__ or "").strip():
         raise MlsysError(f"The feature {function.__name__!r} has no docstring. Say in one line what it means.")
-    function.__dict__.update(is_feature=True, missing=missing, unseen=unseen)
+    function.__dict__.update(is_feature=True, inputs=dict(inputs or {}), missing=missing, unseen=unseen)
+    known, columns = list(inspect.signature(function).parameters), inputs_of(function)
+    for name in set(inputs or {}) - set(known):
+        raise MlsysError(f"The feature {function.__name__!r} has no parameter {name!r} for its inputs; it has "
+                         f"{', '.join(known)}.{did_you_mean(name, known)}")
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise MlsysError(f"The feature {function.__name__!r} takes the column {twice[0]!r} twice. Take it once.")
     return function
 
 
 def inputs_of(function: Feature) -> list[str]:
-    """The columns that a feature is made from: the names of its parameters."""
-    return list(inspect.signature(function).parameters)
+    """The columns that a feature is made from: the names of its parameters, or what its `inputs` say instead."""
+    named = getattr(function, "inputs", {})
+    return [named.get(name, name) for name in inspect.signature(function).parameters]
 
 
 def collect(namespace: Mapping[str, Any]) -> list[Feature]:
@@ -118,7 +129,9 @@ class FeatureSet(TransformerMixin, BaseEstimator):
             for name in names:
                 if name not in inputs:
                     why = f"the model may not see it ({roles[name]})" if name in roles else "the table has no such column"
-                    raise MlsysError(f"Feature {who!r} needs the column {name!r}, but {why}.{did_you_mean(name, inputs)}")
+                    other = "" if name in roles or who == "raw" or all(map(str.isidentifier, inputs)) else (
+                        f" A column whose name is no name in Python is given so: @feature(inputs={{{name!r}: 'its name'}}).")
+                    raise MlsysError(f"Feature {who!r} needs the column {name!r}, but {why}.{did_you_mean(name, inputs)}{other}")
         return FeatureSet(self.functions, self.raw, [(column.name, column.kind) for column in schema.inputs])
 
     def fit(self, X: pd.DataFrame, y: Any = None) -> "FeatureSet":
@@ -161,7 +174,7 @@ class FeatureSet(TransformerMixin, BaseEstimator):
                 raise FeatureError(f"Feature {name!r} must return one Series with a value for each of {len(X)} rows.")
             if not values.index.equals(X.index):
                 raise MlsysError(f"Feature {name!r} must keep the order and the index of its rows; end it with "
-                                 f"pd.Series(values, index={inputs_of(function)[0]}.index).")
+                                 f"pd.Series(values, index={next(iter(inspect.signature(function).parameters))}.index).")
             yield name, values
 
     @property

@@ -14,13 +14,14 @@ from mlsys.core import MlsysError, Project
 from mlsys.explain import Explainer
 from mlsys.features import FeatureSet, feature
 from mlsys.models import ModelSpec, boosting, build_pipeline, encode_target, fit, linear, predict_scores, single
-from mlsys.predictor import Compiled, Predictor, answer_by_pandas
+from mlsys.predictor import Compiled, Predictor, RowFeatures, answer_by_pandas
 from mlsys.registry import Registry
 from mlsys.requests import Intake, InvalidRows, Limits
 from mlsys.roles import Serving
 from mlsys.schema import infer
 from mlsys.scope import Scope
 from mlsys.versions import ModelVersion
+from mlsys.worth import check_feature
 
 TOWNS = [f"town {i}" for i in range(40)]
 
@@ -146,6 +147,29 @@ def test_both_ways_say_the_same_of_odd_rows(version: Callable[..., ModelVersion]
 
     compare()
     assert answered > 40
+
+
+def test_a_feature_of_columns_whose_names_are_no_names_in_python() -> None:
+    """The pipeline, the compiled way and the explanation call it alike, and a slip says how such a column is given."""
+    @feature(inputs={"load": "gross weight [kg]"})
+    def heavy_load(load: pd.Series, stops: pd.Series) -> pd.Series:
+        """Kilograms at each stop."""
+        return load / stops.where(stops > 0)
+
+    table = parcels().rename(columns={"weight": "gross weight [kg]"})
+    table["late"] = targets("binary", table["late"])
+    schema = infer(table, Scope(name="parcels", task="binary", target="late", positive="late"))
+    check_feature(heavy_load, schema)
+    frame = schema.repair(table)
+    pipeline = fit(build_pipeline(linear(), FeatureSet([heavy_load]).bind(schema), "binary"), frame, table["late"] == "late")
+    rows = schema.check_rows(schema.json_rows(frame.head(40))).clean
+    made = RowFeatures(pipeline[0], schema)(rows)
+    np.testing.assert_allclose(np.array([row["heavy_load"] for row in made], dtype=float),
+                               (frame["gross weight [kg]"] / frame["stops"].where(frame["stops"] > 0)).head(40), rtol=1e-12)
+    told = Explainer.of(pipeline, frame, "binary").explain(frame.head(5))
+    assert "heavy_load" in told.features
+    with pytest.raises(MlsysError, match=r"no such column.*@feature\(inputs=\{'weight': 'its name'\}\)"):
+        FeatureSet([heavy]).bind(schema)
 
 
 @pytest.fixture

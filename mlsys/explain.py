@@ -143,8 +143,8 @@ class _Linear:
         self.mean, self.groups = mean, np.zeros((len(places), width))
         self.groups[np.arange(len(places)), places] = 1
 
-    def __call__(self, prepared: Any, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Base and contributions by feature for the chosen output of each row."""
+    def __call__(self, prepared: Any, chosen: Any) -> tuple[Any, np.ndarray]:
+        """Base and contributions by feature, for one output or for that of each row."""
         used = self.coefficients[chosen]
         if sparse.issparse(prepared):
             summed = prepared.multiply(used).tocsr() @ self.groups - (used * self.mean) @ self.groups
@@ -160,6 +160,8 @@ _trees = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoosting
 
 
 def _dense(prepared: Any) -> np.ndarray:
+    if type(prepared) is np.ndarray and prepared.dtype == float:
+        return prepared
     return prepared.toarray() if sparse.issparse(prepared) else np.asarray(prepared, dtype=float)
 
 
@@ -174,11 +176,12 @@ class _Tables:
         self.width = width
         self.shapley = TreeShapley(read_trees(model), places, counts, outputs, width)
 
-    def __call__(self, prepared: Any, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Base and contributions by feature for the chosen output of each row."""
+    def __call__(self, prepared: Any, chosen: Any) -> tuple[Any, np.ndarray]:
+        """Base and contributions by feature, for one output or for that of each row."""
         rows = _dense(prepared)
-        if (chosen == chosen[0]).all():
-            return self.shapley.base[chosen], self.shapley.contributions(rows, int(chosen[0]))
+        if isinstance(chosen, int) or (chosen == chosen[0]).all():
+            only = chosen if isinstance(chosen, int) else int(chosen[0])
+            return self.shapley.base[chosen], self.shapley.contributions(rows, only)
         contributions = np.empty((len(chosen), self.width))
         for output in np.unique(chosen):
             mine = chosen == output
@@ -199,14 +202,14 @@ class _ByShap:
         self.groups[np.arange(len(places)), places] = 1
         self.lock = threading.Lock()
 
-    def __call__(self, prepared: Any, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Base and contributions by feature for the chosen output of each row."""
+    def __call__(self, prepared: Any, chosen: Any) -> tuple[Any, np.ndarray]:
+        """Base and contributions by feature, for one output or for that of each row."""
         rows = _dense(prepared)
         with self.lock:
             values = np.asarray(self.explainer.shap_values(rows, check_additivity=False))
         if values.ndim == 3:
             values = values[np.arange(len(rows)), :, chosen]
-        return self.base[chosen if len(self.base) > 1 else np.zeros_like(chosen)], values @ self.groups
+        return self.base[chosen if len(self.base) > 1 else 0], values @ self.groups
 
 
 def _tree_kernel(model: Any, places: Sequence[int], width: int, outputs: Sequence[int] | None,
@@ -233,9 +236,9 @@ class _Constant:
         self.width = width
         self.base = np.ravel(model.class_prior_ if hasattr(model, "class_prior_") else model.constant_).astype(float)
 
-    def __call__(self, prepared: Any, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Base and contributions by feature for the chosen output of each row."""
-        return self.base[chosen], np.zeros((len(chosen), self.width))
+    def __call__(self, prepared: Any, chosen: Any) -> tuple[Any, np.ndarray]:
+        """Base and contributions by feature, for one output or for that of each row."""
+        return self.base[chosen], np.zeros((prepared.shape[0], self.width))
 
 # %% ../nbs/25_explain.ipynb #d0ab29e8
 def _margin(model: Any, prepared: Any, task: str) -> np.ndarray:
@@ -263,18 +266,18 @@ def _unit(model: Any, task: str) -> str:
     return "log-odds" if task == "binary" else "raw score"
 
 # %% ../nbs/25_explain.ipynb #9301f535
-def _explained(
-    model: Any, margin: np.ndarray, task: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int] | None]:
-    """The margin explained, the model's output that it comes from, its sign, and the class predicted."""
-    sign, rows = np.ones(len(margin)), np.arange(len(margin))
+def _explained(model: Any, margin: np.ndarray, task: str, unit: str) -> tuple[np.ndarray, Any, Any, list[int] | None]:
+    """The margin explained, the model's output that it comes from, its sign, and the class predicted.
+
+    Output and sign are one for all rows where there are no more than two classes to tell apart.
+    """
     if task != "multiclass":
-        output = 1 if _unit(model, task) == "probability" else 0
-        return margin, np.full(len(margin), output), sign, None
+        return margin, int(unit == "probability"), 1.0, None
+    rows = np.arange(len(margin))
     code = margin.argmax(axis=1) if margin.ndim == 2 else (margin > 0).astype(int)
     classes = [int(label) for label in model.classes_[code]]
     if margin.ndim == 2:
-        return margin[rows, code], code, sign, classes
+        return margin[rows, code], code, 1.0, classes
     sign = np.where(code == 1, 1.0, -1.0)
     return sign * margin, np.zeros_like(code), sign, classes
 
@@ -289,9 +292,16 @@ def _prepare(pipeline: Pipeline, df: pd.DataFrame) -> tuple[pd.DataFrame, Any]:
     return values, prepared
 
 
+def _signed(contributions: np.ndarray, sign: Any) -> np.ndarray:
+    """Contributions times the sign of each row, or of all."""
+    return contributions if isinstance(sign, float) else sign[:, None] * contributions
+
+
 def _verify(base: np.ndarray, contributions: np.ndarray, margin: np.ndarray, unit: str) -> None:
     """Refuse contributions that do not add up."""
     total = base + contributions.sum(axis=1)
+    if len(total) == 1 and abs(total[0] - margin[0]) <= 1e-6 * max(1.0, abs(margin[0])):
+        return  # what serving asks for most
     fine = np.abs(total - margin) <= 1e-6 * np.maximum(1, np.abs(margin))  # NaN is not
     if not fine.all():
         row = int(np.flatnonzero(~fine)[0])
@@ -358,6 +368,7 @@ class Explainer:
 
     def __init__(self, pipeline: Pipeline, task: str, state: dict[str, Any]):
         self.pipeline, self.task, self.state = pipeline, task, state
+        self._model = pipeline[-1]
         self.features: list[str] = state["features"]
         self.unit: str = state["unit"]
         self.columns = feature_columns(pipeline[0])
@@ -394,10 +405,10 @@ class Explainer:
     @property
     def kernel(self) -> Any:
         """What computes: `kernel(prepared, outputs)` gives base and contributions. Made when first asked for."""
-        with self._lock:
-            if self._made is None:
-                self._made = _kernel(self.pipeline[-1], self.task, self.state)
-            return self._made
+        if self._made is None:
+            with self._lock:
+                self._made = self._made or _kernel(self.pipeline[-1], self.task, self.state)
+        return self._made
 
     @property
     def method(self) -> str:
@@ -442,10 +453,9 @@ class Explainer:
         MlsysError
             As `explain`.
         """
-        told, chosen, sign, _ = _explained(self.pipeline[-1], margin, self.task)
+        told, chosen, sign, _ = _explained(self._model, margin, self.task, self.unit)
         base, contributions = self.kernel(prepared, chosen)
-        if self.task == "multiclass":
-            base, contributions = sign * base, sign[:, None] * contributions
+        base, contributions = np.full(len(margin), sign * base), _signed(contributions, sign)
         _verify(base, contributions, told, self.unit)
         return base, contributions
 
@@ -453,10 +463,10 @@ class Explainer:
         """The explanation of so many rows as fit into memory at once."""
         values, prepared = _prepare(self.pipeline, df)
         margin = _margin(self.pipeline[-1], prepared, self.task)
-        margin, chosen, sign, classes = _explained(self.pipeline[-1], margin, self.task)
+        margin, chosen, sign, classes = _explained(self._model, margin, self.task, self.unit)
         base, contributions = self.kernel(prepared, chosen)
-        contributions = sign[:, None] * contributions
-        return Explanation(self.features, values, sign * base, contributions, margin, classes, self.unit, df, self.columns)
+        base, contributions = np.full(len(margin), sign * base), _signed(contributions, sign)
+        return Explanation(self.features, values, base, contributions, margin, classes, self.unit, df, self.columns)
 
     def to_dict(self) -> dict[str, Any]:
         """The explainer as plain values for JSON; the pipeline is kept elsewhere."""

@@ -8,6 +8,7 @@ __all__ = ['ArrayStep', 'Get', 'Block', 'Answers', 'answer_by_pandas', 'NotCompi
            'Compiled', 'Predictor', 'way_gap', 'how_served', 'predictor_of']
 
 # %% ../nbs/27_predictor.ipynb #4cf44cd3
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -416,7 +417,7 @@ class Compiled:
         X = np.empty((len(rows), self.width))
         for block in self.blocks:
             block.fill(rows, X)
-        if not self.fine(X).all():
+        if not self.fine(X):
             raise _Unclear
         return X
 
@@ -426,7 +427,7 @@ class Compiled:
         X = self.prepare(rows)
         margin = self.kernel.margin(X)
         scores = self.kernel.scores(margin)
-        if not np.isfinite(scores).all():
+        if not math.isfinite(scores.sum()):
             raise _Unclear
         if not explain or self.explainer is None:
             return Answers(scores)
@@ -434,11 +435,13 @@ class Compiled:
         return Answers(scores, self.features.names, [self.get(row) for row in rows], base, contributions)
 
 
-def _finite(model: Any) -> ArrayStep:
-    """Which values a model takes: NaN or not, and as large as the type has room for that its trees compare in."""
+def _finite(model: Any) -> Callable[[np.ndarray], bool]:
+    """Whether a model takes values: NaN or not, and as large as the type has room for that its trees compare in."""
     classic = isinstance(model, (*_averages, ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor))
-    most = np.finfo("float32" if classic else "float64").max
-    return (lambda X: ~(np.abs(X) > most)) if get_tags(model).input_tags.allow_nan else lambda X: np.abs(X) <= most
+    if not get_tags(model).input_tags.allow_nan:
+        most = np.finfo("float32" if classic else "float64").max
+        return lambda X: bool((np.abs(X) <= most).all())
+    return (lambda X: not (np.abs(X) > np.finfo("float32").max).any()) if classic else lambda X: not np.isinf(X).any()
 
 
 def _blocks_of(version: ModelVersion, words: frozenset[str]) -> list[Block]:

@@ -416,56 +416,70 @@ def _group_table(group: _Group, place: Sequence[int], tables: dict[int, np.ndarr
 
 # %% ../nbs/24_trees.ipynb #178eda5e
 @compiled
-def _look_up(X, feature, threshold, missing_left, first, condition, side, shift, start, columns, place, table, out):
-    """Add each group's line for each row; `first` and `columns` tell where a group's bits and places begin."""
-    met = np.empty(feature.shape[0], np.uint32)
-    line = np.empty(start.shape[0], np.uint64)
-    for r in range(X.shape[0]):
-        row, sums = X[r], out[r]
-        for c in range(feature.shape[0]):
-            x = row[feature[c]]
-            met[c] = (x <= threshold[c]) | (missing_left[c] & (x != x))
-        for g in range(start.shape[0]):
-            state = np.uint32(0)
-            for k in range(first[g], first[g + 1]):
-                state |= (met[condition[k]] ^ side[k]) << shift[k]
-            line[g] = start[g] + np.uint64(state) * np.uint64(columns[g + 1] - columns[g])
-        for g in range(start.shape[0]):
-            begin, cell = np.uint64(columns[g]), line[g]
-            for k in range(np.uint64(columns[g + 1]) - begin):
-                sums[place[begin + k]] += table[cell + k]
+def _meet(row, begin, threshold, missing_left, met):
+    """Which conditions a row meets; those of a column stand together, and `begin` tells where."""
+    for column in range(begin.shape[0] - 1):
+        x = row[column]
+        if x == x:
+            for c in range(begin[column], begin[column + 1]):
+                met[c] = x <= threshold[c]
+        else:
+            for c in range(begin[column], begin[column + 1]):
+                met[c] = missing_left[c]
+
+
+@compiled
+def _look_up(met, line, first, entry, start, columns, place, table, sums):
+    """Add each group's line; `first` and `columns` tell where a group's bits and places begin.
+
+    An entry is a condition, whether it has to be met, and the place of its bit: 26, 1 and 5 bits.
+    """
+    for g in range(start.shape[0]):
+        state = np.uint32(0)
+        for k in range(first[g], first[g + 1]):
+            one = entry[k]
+            state |= (met[one >> np.uint32(6)] ^ (one >> np.uint32(5) & np.uint32(1))) << (one & np.uint32(31))
+        line[g] = start[g] + np.uint64(state) * np.uint64(columns[g + 1] - columns[g])
+    for g in range(start.shape[0]):
+        begin, cell = np.uint64(columns[g]), line[g]
+        for k in range(np.uint64(columns[g + 1]) - begin):
+            sums[place[begin + k]] += table[cell + k]
 
 # %% ../nbs/24_trees.ipynb #96a8ecd6
 @compiled
-def _work_out(X, feature, threshold, missing_left, first, condition, side, slot, begin, share, place, value,
-              points, weights, out):
-    """Add each long leaf's contributions for each row; `points` and `weights` have a line for each number of points."""
-    met = np.empty(feature.shape[0], np.uint32)
-    stays, factor, total = np.empty(points.shape[0] * 2), np.empty(points.shape[0] * 2), np.empty(points.shape[0] * 2)
+def _work_out(met, answer, first, condition, side, slot, begin, gain, place, factor, inverse, weight, sums):
+    """Add each long leaf's contributions; `gain`, `factor` and `inverse` have an entry for either answer of each feature."""
+    one, eight, product = np.uint64(1), np.uint64(8), np.empty(8)
+    for leaf in range(np.uint64(begin.shape[0] - 1)):
+        at = np.uint64(begin[leaf])
+        features = np.uint64(begin[leaf + one]) - at
+        for k in range(features):
+            answer[k] = np.uint64(2) * (at + k) + one
+        for k in range(np.uint64(first[leaf]), np.uint64(first[leaf + one])):
+            answer[slot[k]] &= ~np.uint64(met[condition[k]] ^ side[k])
+        for part in range(weight.shape[0]):
+            factors, inverses, weights = factor[part], inverse[part], weight[part]
+            for q in range(eight):
+                product[q] = weights[eight * leaf + q]
+            for k in range(features):
+                for q in range(eight):
+                    product[q] *= factors[eight * answer[k] + q]
+            for k in range(features):
+                others = 0.0
+                for q in range(eight):
+                    others += product[q] * inverses[eight * answer[k] + q]
+                sums[place[at + k]] += gain[answer[k]] * others
+
+
+@compiled
+def _contribute(X, conditions, table, alone, out):
+    """Add the contributions of each row; the arguments between are what `_meet`, `_look_up` and `_work_out` read."""
+    met = np.empty(conditions[1].shape[0], np.uint32)
+    line, answer = np.empty(table[2].shape[0], np.uint64), np.empty(alone[5].shape[0], np.uint64)
     for r in range(X.shape[0]):
-        row, sums = X[r], out[r]
-        for c in range(feature.shape[0]):
-            x = row[feature[c]]
-            met[c] = (x <= threshold[c]) | (missing_left[c] & (x != x))
-        for leaf in range(value.shape[0]):
-            at = np.uint64(begin[leaf])
-            u = np.uint64(begin[leaf + 1]) - at
-            stays[:u] = 1.0
-            total[:u] = 0.0
-            for k in range(first[leaf], first[leaf + 1]):
-                if met[condition[k]] != side[k]:
-                    stays[slot[k]] = 0.0
-            n = (u + np.uint64(1)) // np.uint64(2)
-            for q in range(n):
-                t = points[n - np.uint64(1), q]
-                product = weights[n - np.uint64(1), q] * value[leaf]
-                for k in range(u):
-                    factor[k] = stays[k] * t + share[at + k] * (1.0 - t)
-                    product *= factor[k]
-                for k in range(u):
-                    total[k] += product / factor[k]
-            for k in range(u):
-                sums[place[at + k]] += (stays[k] - share[at + k]) * total[k]
+        _meet(X[r], *conditions, met)
+        _look_up(met, line, *table, out[r])
+        _work_out(met, answer, *alone, out[r])
 
 # %% ../nbs/24_trees.ipynb #162662c4
 def _entries(bits: Sequence[Bit]) -> list[tuple[int, bool, int]]:
@@ -484,7 +498,7 @@ def _starts(sizes: Iterable[int], kind: str = "uint32") -> np.ndarray:
 
 
 def _table_arrays(groups: list[_Group], place: Sequence[int], values: np.ndarray, counts: _Counts | None) -> list[np.ndarray]:
-    """What `_look_up` reads, from its argument `first` on."""
+    """What `_look_up` reads, from `first` to `table`."""
     entries = [_entries(sorted(group.bits)) for group in groups]
     order = sorted(range(len(groups)), key=lambda i: (len(entries[i]), len(groups[i].places)))
     groups, entries = [groups[i] for i in order], [entries[i] for i in order]
@@ -494,22 +508,30 @@ def _table_arrays(groups: list[_Group], place: Sequence[int], values: np.ndarray
         if i % 50 == 0:
             tables = _leaf_tables((leaf for some in groups[i:i + 50] for leaf in some.leaves), values, counts)
         table[start[i]:start[i + 1]] = _group_table(group, place, tables).ravel()
-    return [_starts(map(len, entries)), *_columns(sum(entries, []), "uint32", "uint32", "uint32"), start[:-1],
+    condition, side, bit = _columns([one for some in entries for one in some], "uint32", "uint32", "uint32")
+    return [_starts(map(len, entries)), condition << 6 | side << 5 | bit, start[:-1],
             _starts(len(group.places) for group in groups),
             np.array([one for group in groups for one in sorted(group.places)], dtype="uint32"), table]
 
 
 def _leaf_arrays(leaves: list[_Leaf], place: Sequence[int], values: np.ndarray) -> list[np.ndarray]:
-    """What `_work_out` reads, from its argument `first` on."""
+    """What `_work_out` reads, from `first` to `weight`."""
     entries = [_entries([leaf.tests[feature][0][0] for feature in leaf.shares]) for leaf in leaves]
-    longest = max(len(leaf.shares) for leaf in leaves)
-    rules = [_quadrature(2 * n + 2) for n in range((longest + 1) // 2)]
-    points, weights = (np.array([np.pad(rule[i], (0, len(rules) - len(rule[i]))) for rule in rules]) for i in (0, 1))
-    return [_starts(map(len, entries)), *_columns(sum(entries, []), "uint32", "uint32", "uint32"),
-            _starts(len(leaf.shares) for leaf in leaves),
-            np.array([share for leaf in leaves for share in leaf.shares.values()]),
+    sizes = [len(leaf.shares) for leaf in leaves]
+    shares = np.array([share for leaf in leaves for share in leaf.shares.values()], dtype="float64")
+    points, weights = _quadrature(max(sizes, default=1))
+    unused = -len(points) % 8
+    points, weights = np.pad(points, (0, unused)).reshape(-1, 8), np.pad(weights, (0, unused)).reshape(-1, 8)
+    share, met, t = shares[:, None, None], np.arange(2)[:, None], points[:, None, None, :]
+    factor = met * t + share * (1 - t)  # (parts, features of all leaves, answers, 8)
+    factor[np.broadcast_to(t == 0, factor.shape)] = 1.0  # the unused points
+    of_leaf = values[[leaf.node for leaf in leaves]][:, None] * weights[:, None, :]
+    parts = len(points)
+    return [_starts(map(len, entries)), *_columns([one for some in entries for one in some], "uint32", "uint32", "uint32"),
+            _starts(sizes),
+            (np.arange(2) - shares[:, None]).ravel(),
             np.array([place[feature] for leaf in leaves for feature in leaf.shares], dtype="uint32"),
-            values[[leaf.node for leaf in leaves]], points, weights]
+            factor.reshape(parts, -1), (1 / factor).reshape(parts, -1), of_leaf.reshape(parts, -1)]
 
 # %% ../nbs/24_trees.ipynb #283e38e0
 most_leaves = 50_000      # each of them passes through Python once: some ten seconds at load
@@ -581,7 +603,7 @@ def _met(conditions: np.ndarray, X: np.ndarray) -> np.ndarray:
 most_bytes = 128 * 2**20  # of tables
 
 def _arrays(nodes: _Nodes, trees: Trees, output: int, place: Sequence[int], counts: _Counts | None, most: int
-            ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+            ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """What `_look_up` and `_work_out` read for one output, in tables of at most so many bytes."""
     roots = trees.roots[trees.outputs == output].tolist()
     for bits in (10, 8, 6, 4, 2, 0):
@@ -589,8 +611,7 @@ def _arrays(nodes: _Nodes, trees: Trees, output: int, place: Sequence[int], coun
         if counts is not None:
             groups, alone = groups + [_Group.of([leaf], place) for leaf in alone], []
         if 8 * sum(group.cells for group in groups) <= most:
-            table = _table_arrays(groups, place, trees.value, counts)
-            return table, _leaf_arrays(alone, place, trees.value) if alone else []
+            return tuple(_table_arrays(groups, place, trees.value, counts)), tuple(_leaf_arrays(alone, place, trees.value))
     raise MlsysError(f"Tables against a background would take more than {most / 2**20:,.1f} MB. Grow smaller trees, or take "
                      "path-dependent contributions.")
 
@@ -644,7 +665,8 @@ class TreeShapley:
         known = None if counts is None else _by_leaf(nodes, trees, counts)
         place = list(range(1 + int(trees.feature.max())) if places is None else places)
         self._rounded, self._width = trees.rounded, width or 1 + max(place, default=-1)
-        self._conditions = [np.ascontiguousarray(nodes.conditions[name]) for name in ("feature", "threshold", "missing_left")]
+        by_column = np.searchsorted(nodes.conditions["feature"], np.arange(trees.columns + 1)).astype("uint32")
+        self._conditions = (by_column, *(nodes.conditions[name].copy() for name in ("threshold", "missing_left")))
         self._arrays = {output: _arrays(nodes, trees, output, place, known, most // len(wanted)) for output in wanted}
         self._base = trees.base + _average(nodes, trees, known)
 
@@ -656,13 +678,10 @@ class TreeShapley:
     @property
     def bytes(self) -> int:
         """The size of the tables."""
-        return sum(table[-1].nbytes for table, _ in self._arrays.values())
+        return sum(table[-1].nbytes for table, _ in self._arrays.values())  # the rest is small beside them
 
     def contributions(self, X: np.ndarray, output: int = 0) -> np.ndarray:
         """What each feature adds to an output, for each row: shape (n, width)."""
         rows, out = self._rounded(X), np.zeros((len(X), self._width))
-        table, alone = self._arrays[output]
-        _look_up(rows, *self._conditions, *table, out)
-        if alone:
-            _work_out(rows, *self._conditions, *alone, out)
+        _contribute(rows, self._conditions, *self._arrays[output], out)
         return out

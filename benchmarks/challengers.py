@@ -1,0 +1,112 @@
+"""Whether LightGBM would pay for its place beside HistGradientBoosting: `python -m benchmarks.challengers [TABLE ...]`.
+
+Both grow 200 trees with 31 leaves on the same rows, prepared alike, one thread each: the mean of five shuffled folds, the
+processor's time for a fit, and what one row costs to predict and explain. LightGBM predicts and explains by its own code,
+ours by the tables of chapter trees. It is no dependency: pip install lightgbm. The tables lie beside the repository, in
+../shared/data.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
+
+from benchmarks.tables import markdown, tables
+from mlsys.features import FeatureSet
+from mlsys.models import boosting, build_pipeline, encode_target
+from mlsys.schema import infer
+from mlsys.scope import Scope
+from mlsys.trees import TreeShapley, read_trees
+
+names = ["telco_churn", "adult_income", "online_shoppers", "dry_bean"]
+
+
+def prepared(source: Path, options: tuple[str, ...]) -> tuple[Any, pd.DataFrame, np.ndarray, str]:
+    """The pipeline without its model, the rows, the target and the task."""
+    given = list(zip(options[::2], options[1::2], strict=True))
+    target = next(value for option, value in given if option == "--target")
+    table = pd.read_csv(source).drop(columns=[value for option, value in given if option == "--drop"])
+    levels = sorted(table[target].dropna().astype(str).unique())
+    task = "binary" if len(levels) == 2 else "multiclass"
+    scope = Scope(name="bench", task=task, target=target, positive=levels[-1] if task == "binary" else None)
+    schema = infer(table, scope)
+    rows = schema.repair(table)
+    y = encode_target(rows[target], scope)[0]
+    return build_pipeline(boosting(), FeatureSet().bind(schema), task)[:-1], rows, y, task
+
+
+def spent(job: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
+    """Seconds of the processor, the best of so many."""
+    best, result = float("inf"), None
+    for _ in range(times):
+        started = time.process_time()
+        result = job()
+        best = min(best, time.process_time() - started)
+    return best, result
+
+
+def measure(name: str, source: Path, options: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A line for each of the two."""
+    import lightgbm
+
+    before, rows, y, task = prepared(source, options)
+    models = {
+        "HistGradientBoosting": HistGradientBoostingClassifier(max_iter=200, early_stopping=False, random_state=0),
+        "LightGBM": lightgbm.LGBMClassifier(n_estimators=200, num_leaves=31, n_jobs=1, random_state=0, verbose=-1),
+    }
+    score = roc_auc_score if task == "binary" else lambda y, scores: accuracy_score(y, scores.argmax(axis=1))
+    lines = []
+    for label, model in models.items():
+        figures, seconds = [], 0.0
+        for fit_on, judge_on in StratifiedKFold(5, shuffle=True, random_state=0).split(rows, y):
+            ready = clone(before).fit(rows.iloc[fit_on], y[fit_on])
+            train, test = (np.asarray(ready.transform(rows.iloc[part]), dtype=float) for part in (fit_on, judge_on))
+            taken, fitted = spent(lambda model=model, train=train, mine=y[fit_on]: clone(model).fit(train, mine))
+            said = fitted.predict_proba(test)
+            figures.append(score(y[judge_on], said[:, 1] if task == "binary" else said))
+            seconds += taken
+        row = test[:1]
+        if label == "LightGBM":
+            ask = [lambda: fitted.booster_.predict(row, raw_score=True), lambda: fitted.booster_.predict(row, pred_contrib=True)]
+        else:
+            trees = read_trees(fitted)
+            shapley = TreeShapley(trees, width=row.shape[1])
+            ask = [lambda: trees.predict(row), lambda: shapley.contributions(row)]
+        costs = [min(spent(lambda one=one: [one() for _ in range(100)], 5)[0] * 1e4 for _ in range(2)) for one in ask]
+        lines.append({"table": name, "model": label, "5-fold": f"{np.mean(figures):.4f}", "fit, CPU s": f"{seconds / 5:.2f}",
+                      "one row predicted, us": f"{costs[0]:.0f}", "and explained, us": f"{costs[1]:.0f}"})
+    return lines
+
+
+def main() -> None:
+    """Measure and print the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", default=names)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    options = parser.parse_args()
+    try:
+        import lightgbm  # noqa: F401
+    except ImportError:
+        print("LightGBM is not here: pip install lightgbm")
+        return
+    lines = []
+    with threadpool_limits(1):
+        for table in tables:
+            source = options.data / f"{table.name}.csv.gz"
+            if table.name in options.tables and "--time" not in table.options and source.exists():
+                lines += measure(table.name, source, table.options)
+    if lines:
+        print(markdown(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ ours by the tables of chapter trees. It is no dependency: pip install lightgbm. 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def spent(job: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
     return best, result
 
 
+def asking(label: str, fitted: Any, width: int) -> list[Callable[[np.ndarray], Any]]:
+    """What predicts and what explains a row."""
+    if label == "LightGBM":
+        return [partial(fitted.booster_.predict, raw_score=True), partial(fitted.booster_.predict, pred_contrib=True)]
+    trees = read_trees(fitted)
+    return [trees.predict, TreeShapley(trees, width=width).contributions]
+
+
 def measure(name: str, source: Path, options: tuple[str, ...]) -> list[dict[str, Any]]:
     """A line for each of the two."""
     import lightgbm
@@ -74,16 +83,10 @@ def measure(name: str, source: Path, options: tuple[str, ...]) -> list[dict[str,
             said = fitted.predict_proba(test)
             figures.append(score(y[judge_on], said[:, 1] if task == "binary" else said))
             seconds += taken
-        row = test[:1]
-        if label == "LightGBM":
-            ask = [lambda: fitted.booster_.predict(row, raw_score=True), lambda: fitted.booster_.predict(row, pred_contrib=True)]
-        else:
-            trees = read_trees(fitted)
-            shapley = TreeShapley(trees, width=row.shape[1])
-            ask = [lambda: trees.predict(row), lambda: shapley.contributions(row)]
-        costs = [min(spent(lambda one=one: [one() for _ in range(100)], 5)[0] * 1e4 for _ in range(2)) for one in ask]
+        costs = [10_000 * spent(lambda one=one, row=test[:1]: [one(row) for _ in range(100)], 10)[0]
+                 for one in asking(label, fitted, test.shape[1])]
         lines.append({"table": name, "model": label, "5-fold": f"{np.mean(figures):.4f}", "fit, CPU s": f"{seconds / 5:.2f}",
-                      "one row predicted, us": f"{costs[0]:.0f}", "and explained, us": f"{costs[1]:.0f}"})
+                      "row predicted, us": f"{costs[0]:.0f}", "row explained, us": f"{costs[1]:.0f}"})
     return lines
 
 

@@ -523,7 +523,7 @@ def check_clean_process(proof: Proof, limit: float = 1e-9) -> Check:
 
 # %% ../nbs/29_gates.ipynb #28697ffe
 def check_answer_time(proof: Proof, level: ServiceLevel) -> Check:
-    """Whether 99 of 100 rows are scored within the service level's `p99_ms`."""
+    """Whether 99 of 100 rows are checked and scored, the way they are in serving, within the service level's `p99_ms`."""
     return _check_cost("answers in time", proof.p99_ms, level.p99_ms, "99 of 100 rows are scored within {} ms",
                        "Take fewer or cheaper features (mlsys run features) or fewer trees, or allow more: service_level.p99_ms.")
 
@@ -543,14 +543,18 @@ def _check_cost(name: str, figure: float | None, limit: float, told: str, advice
 
 
 def check_growth(proof: Proof, level: ServiceLevel) -> list[Check]:
-    """Whether the version is not much slower and larger than the champion (`max_growth`); two warnings."""
+    """Whether the version is not much slower and larger than the champion (`max_growth`); two warnings.
+
+    Below a millisecond nobody notices how much slower: the request itself takes longer.
+    """
     checks = []
-    for name, figure, champion, unit in (("no slower than the champion", proof.p99_ms, proof.champion_p99_ms, "ms"),
-                                         ("no larger than the champion", proof.memory_mb, proof.champion_memory_mb, "MB")):
+    for name, figure, champion, unit, spare in (
+            ("no slower than the champion", proof.p99_ms, proof.champion_p99_ms, "ms", 1.0),
+            ("no larger than the champion", proof.memory_mb, proof.champion_memory_mb, "MB", 0.0)):
         if not figure or not champion:
             checks.append(Check(name, None, level.max_growth, True, "There is no champion to measure beside it.", blocking=False))
             continue
-        times, passed = figure / champion, figure <= level.max_growth * champion
+        times, passed = figure / champion, figure <= max(spare, level.max_growth * champion)
         sentence = f"{figure:,.3g} {unit}, {times:.2g} times the champion's {champion:,.3g} {unit}"
         advice = f"; {level.max_growth:g} times are not worth a word. Is the rest? mlsys models diff champion latest"
         checks.append(Check(name, times, level.max_growth, passed, sentence + ("." if passed else advice), blocking=False))

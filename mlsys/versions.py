@@ -688,7 +688,9 @@ class VersionStore:
 
 # %% ../nbs/26_versions.ipynb #888afdf2
 def answer_times(versions: Sequence[ModelVersion], rounds: int = 3) -> list[float | None]:
-    """The 99th percentile of what each version takes for a golden row, in milliseconds of processor time.
+    """The 99th percentile of what each version takes to check and score a golden row, in milliseconds of processor time.
+
+    Rows go the way that they go in serving: compiled where there is such a way, and through pandas where not.
 
     Parameters
     ----------
@@ -697,13 +699,15 @@ def answer_times(versions: Sequence[ModelVersion], rounds: int = 3) -> list[floa
     rounds : int
         Answers to each row, of which the fastest counts.
     """
+    from mlsys.predictor import predictor_of  # a later chapter, which compiles versions
+
     taken: list[list[list[float]]] = [[] for _ in versions]
     for _ in range(rounds):
         for version, found in zip(versions, taken, strict=True):
             times = []
             for row in version.golden:
                 started = time.process_time()
-                version.score(version.model_schema.frame(version.model_schema.check_rows([row]).clean))
+                predictor_of(version).answer(version.model_schema.check_rows([row]).clean)
                 times.append(1000 * (time.process_time() - started))
             found.append(times)
     return [float(np.quantile(np.min(found, axis=0), 0.99)) if found and found[0] else None for found in taken]
@@ -716,9 +720,13 @@ def _memory_mb() -> float:
 
 
 def _growth_mb(folder: str) -> float:
-    """What loading a version and scoring its golden rows adds to a process."""
+    """What loading a version and answering its golden rows adds to a process."""
+    from mlsys.predictor import predictor_of
+
     before = _memory_mb()
-    golden_difference(load_version(Path(folder)))
+    version = load_version(Path(folder))
+    golden_difference(version)
+    predictor_of(version).check()  # with its tables
     return _memory_mb() - before
 
 
@@ -730,8 +738,11 @@ def _serving_mb(folder: str) -> float:
 
 def prove_here(folder: str, against: str | None = None) -> None:
     """Print as JSON what a version does in this process: the other side of `prove`."""
+    from mlsys.predictor import predictor_of
+
     try:
-        for name in ("skops.io", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "mlsys.explain"):
+        trees = any('"trees"' in (Path(one) / "explainer.json").read_text(encoding="utf-8") for one in (folder, against) if one)
+        for name in ("skops.io", "mlsys.explain", "mlsys.predictor", *["mlsys.trees"] * trees):
             importlib.import_module(name)  # here, and not again in each child
         found: dict[str, Any] = {"memory_mb": _serving_mb(folder)}
         rivals = []
@@ -741,6 +752,7 @@ def prove_here(folder: str, against: str | None = None) -> None:
                 rivals = [load_version(Path(against))]
         version = load_version(Path(folder))
         found |= {"golden_rows": len(version.golden), "golden_difference": golden_difference(version)}
+        predictor_of(version).check()  # a compiled way that says something else is an error
         found["p99_ms"], *rest = answer_times([version, *rivals])
         found["champion_p99_ms"] = rest[0] if rest else None
     except Exception as error:

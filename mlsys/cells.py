@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Role', 'Reader', 'Parse', 'margin', 'Column', 'plain_value', 'shorten', 'name_value', 'transform_of', 'compile_rules',
            'parse_value', 'problem_sentence', 'ParsedCells', 'canonical_array', 'parse_cells', 'parse_column',
-           'usual_range', 'compile_news', 'count_news']
+           'usual_range', 'compile_news', 'find_news', 'count_news']
 
 # %% ../nbs/09_cells.ipynb #06db0465
 import datetime as dt
@@ -581,13 +581,22 @@ def _news(column: Column) -> tuple[str | None, str, str]:
     return None if column.missing_share else "missing, which it never was in training", "was not seen in training", beyond
 
 
+def find_news(column: Column, values: Any) -> dict[str, np.ndarray]:
+    """Which canonical values of a column training never saw, by what it is: for each a mask of shape (n_rows,)."""
+    gap, unseen, beyond = _news(column)
+    absent = np.asarray(pd.isna(values))
+    found = {gap: absent} if gap else {}
+    if column.kind in level_kinds and column.categories:
+        found[unseen] = ~(np.asarray(pd.Series(values).isin(column.categories)) | absent)
+    if span := usual_range(column):
+        numbers = np.asarray(values, dtype="float64")
+        found[beyond] = (numbers < span[0]) | (numbers > span[1])
+    return found
+
+
 def count_news(column: Column, cells: ParsedCells) -> dict[str, int]:
     """How many cells of a column hold what training never saw, by what it is."""
-    gap, unseen, beyond = _news(column)
-    broken = sum(map(len, cells.broken.values()))
-    counts = {gap: int(pd.isna(cells.values).sum()) - broken} if gap else {}
-    if column.kind in level_kinds and column.categories:
-        counts[unseen] = int((~pd.Series(cells.values).isin([*column.categories, np.nan])).sum())
-    if span := usual_range(column):
-        counts[beyond] = int(((cells.values < span[0]) | (cells.values > span[1])).sum())
+    broken = sum(map(len, cells.broken.values()))  # became gaps, and are told elsewhere
+    gap = _news(column)[0]
+    counts = {what: int(mask.sum()) - broken * (what == gap) for what, mask in find_news(column, cells.values).items()}
     return {what: count for what, count in counts.items() if count}

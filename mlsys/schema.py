@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .cells import Column, Parse, Role, canonical_array, compile_news, compile_rules, count_news, name_value, parse_cells
-from .cells import parse_column, parse_value, plain_value, problem_sentence, shorten
+from .cells import Column, Parse, Role, canonical_array, compile_news, compile_rules, count_news, find_news, name_value
+from .cells import parse_cells, parse_column, parse_value, plain_value, problem_sentence, shorten
 from .core import MlsysError, UsageError, did_you_mean, write_atomic
 from .kinds import Found, Kind, as_text, everywhere_missing, level_kinds, model_kinds, numeric_kinds
 from .kinds import propose_synonyms, recognise, repeats, table_tokens
@@ -322,15 +322,12 @@ def _warning(value: Any, what: str) -> str:
 
 # %% ../nbs/10_schema.ipynb #551c095b
 def _table_warnings(compiled: Compiled, df: pd.DataFrame) -> list[list[dict[str, str]]]:
-    """Warnings by row; each value that occurs is looked at once."""
+    """Warnings by row."""
     warned: list[list[dict[str, str]]] = [[] for _ in range(len(df))]
-    for name, _, _, news in compiled.inputs:
-        codes, values = pd.factorize(df[name], use_na_sentinel=False)
-        plain = [plain_value(value) for value in values]
-        said = [(value, news(value)) for value in plain]
-        for row in np.flatnonzero(np.array([what is not None for _, what in said], dtype=bool)[codes]):
-            value, what = said[codes[row]]
-            warned[row].append({"field": name, "problem": _warning(value, str(what))})
+    for name, column, _, _ in compiled.inputs:
+        for what, mask in find_news(column, df[name]).items():
+            for row in np.flatnonzero(mask).tolist():
+                warned[row].append({"field": name, "problem": _warning(plain_value(df[name].iat[row]), what)})
     return warned
 
 

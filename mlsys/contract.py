@@ -112,14 +112,13 @@ _types = {
     "integer": _or_written("number", pattern=r"^(-?[0-9]{1,15})?$"),  # a fraction is legal, if unusual
     "boolean": {"anyOf": [{"type": "boolean"}, {"type": "number", "enum": [0, 1]},
                           {"type": "string", "enum": ["true", "false", "0", "1", ""]}]},
+    "datetime": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "enum": [""]}]},
 }
 
 
 def field_schema(field: dict[str, Any]) -> dict[str, Any]:
     """One input in OpenAPI's terms."""
     told = {**_types.get(field["kind"], {"type": "string"}), "nullable": True, "x-kind": field["kind"]}
-    if field["kind"] == "datetime":
-        told["format"] = "date-time"
     notes = [field["description"], f"Unit: {field['unit']}." if field["unit"] else ""]
     if field["low"] is not None:
         notes.append(f"In training from {field['low']} to {field['high']}; beyond it predicted with a warning.")
@@ -229,11 +228,16 @@ def openapi(inputs: dict[str, Any]) -> dict[str, Any]:
         body = {"required": True, **content(request)}
         if request == "Rows" and inputs.get("entity"):
             forms = [body["content"]["application/json"]["schema"], {"$ref": "#/components/schemas/By"}]
-            body["content"]["application/json"]["schema"] = {"anyOf": forms}
+            body["content"]["application/json"] = {"schema": {"anyOf": forms}, "examples": examples()}
             told["409"] = {"description": "nothing fitting is published for somebody, and no row is given", **content("Errors")}
         answers = {"200": {"description": summary, **content(answer)}, **told}
         return {"post": {"summary": summary, "operationId": answer.lower(), "requestBody": body, "responses": answers}}
 
+    def examples() -> dict[str, Any]:
+        row, by = (schemas[name].get("example") for name in ("Row", "By"))
+        return {"rows": {"value": {"rows": [row]}}, "by": {"value": by}} if row else {}
+
+    schemas = components(inputs)
     pages = {"/": "A page for people", "/model": "The model card", "/schema": "The inputs", "/healthz": "Alive",
              "/readyz": "The model answers", "/metrics": "Prometheus"}
     return {
@@ -246,5 +250,5 @@ def openapi(inputs: dict[str, Any]) -> dict[str, Any]:
             "/feedback": post("Labels that came back", "Labels", "Kept"),
             **{path: {"get": {"summary": it, "responses": {"200": {"description": it}}}} for path, it in pages.items()},
         },
-        "components": {"schemas": components(inputs), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

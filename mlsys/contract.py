@@ -167,7 +167,7 @@ def by_entity(entity: dict[str, Any], row: dict[str, Any], explain: dict[str, An
     example = {"by": {name: entity["example"]}, "rows": [{**(row.get("example") or {}), name: entity["example"]}]}
     by = closed({name: {"anyOf": [value, list_of(value, most)]}})
     return closed({"by": by, "rows": rows, "explain": explain, "max_age": age}, ("rows", "explain", "max_age"),
-                  **({"example": example} if row.get("example") else {}),
+                  **({"example": example} if row.get("example") and entity["example"] else {}),
                   description=f"Predictions published for {name!r} by mlsys score --publish, each with its age. 409 names those "
                               "for which there is neither a fitting one nor a row.")
 
@@ -235,7 +235,7 @@ def openapi(inputs: dict[str, Any]) -> dict[str, Any]:
 
     def examples() -> dict[str, Any]:
         row, by = (schemas[name].get("example") for name in ("Row", "By"))
-        return {"rows": {"value": {"rows": [row]}}, "by": {"value": by}} if row else {}
+        return {name: {"value": value} for name, value in (("rows", row and {"rows": [row]}), ("by", by)) if value}
 
     schemas = components(inputs)
     pages = {"/": "A page for people", "/model": "The model card", "/schema": "The inputs", "/healthz": "Alive",

@@ -159,7 +159,9 @@ def objection(found: Mapping[str, Any] | None, version: str, age: float, limit: 
         return f"what is published for it was made by {found['version']}, and {version} serves"
     if age > limit:
         return f"what is published for it is {age:,.0f} s old, and at most {limit:,.0f} s are allowed"
-    return "what is published for it has no explanation" if explain and found["explanation"] is None else ""
+    if explain and found["explanation"] is None:
+        return "what is published for it has no explanation, which takes --explain"
+    return ""
 
 
 def shortened(explanation: Mapping[str, Any], largest: int | None) -> dict[str, Any]:
@@ -269,7 +271,7 @@ def answer_by(runtime: Runtime, asked: Mapping[str, Any]) -> AnsweredBy:
     seconds = {"lookup": time.perf_counter() - start}
     stored = {one: from_store(store[one], ages[one], largest) for one in names if one not in lacking}
     answers = {one: answer for one, (answer, _) in stored.items()}
-    online = runtime.answer([rows[one] for one in lacking], explain) if lacking else Answered(lineup, [], [], now, {})
+    online = runtime.answer([rows[one] for one in lacking], explain) if lacking else Answered(LineUp(), [], [], now, {})
     answers |= {one: {**told, "age": 0.0} for one, told in zip(lacking, online.predictions, strict=True)}
     return AnsweredBy(online.lineup, online.cases, online.events, online.at, seconds | online.seconds,
                       [answers[str(one)] for one in whom], [record for _, record in stored.values()])

@@ -349,6 +349,26 @@ def test_a_hashed_entity_is_found_by_its_name_and_kept_as_a_token(tmp_path, monk
         answer_by(runtime, {"by": {"sender": "s001"}})
 
 
+def test_a_canary_and_a_shadow_see_what_is_computed_now(tmp_path):
+    project = make_project(tmp_path, [linear, linear])
+    score_file(Registry(project).champion(), today(tmp_path), tmp_path / "out.csv", publish_url=project.database_url)
+    heard: list[tuple] = []
+    for role in ({"role": "canary", "share": 0.999999}, {"role": "shadow"}):
+        Registry(project).promote("v1", "the champion")
+        Registry(project).promote("v2", "a look", **role)
+        runtime = Runtime(project, log := PredictionLog(project.database_url), tell=lambda *what: heard.append(what))
+        answered = answer_by(runtime, {"by": {"sender": "s001"}})
+        runtime.keep(answered)
+        runtime.shadows.wait()
+        assert (answered.predictions[0]["model"], answered.predictions[0]["role"], heard) == ("v1", "published", [])
+        answered = answer_by(runtime, {"by": {"sender": "new"}, "rows": [{**newest_rows()["s001"], "sender": "new"}]})
+        runtime.keep(answered)
+        runtime.shadows.wait()
+        one = answered.predictions[0]
+        assert one["role"] == "canary" or log.prediction(f"{one['id']}.v2")["role"] == "shadow"
+    assert one["role"] == "champion" and heard == []
+
+
 def test_while_the_store_is_away_rows_are_answered(tmp_path, monkeypatch):
     project = make_project(tmp_path, [linear])
 

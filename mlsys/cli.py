@@ -776,11 +776,13 @@ def keys_revoke(name: str, json_: bool) -> None:
 @click.option("--version", "wanted", metavar="VERSION", help="Another version than the champion.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes; by default one for each core when the table is large.")
 @click.option("--no-log", is_flag=True, help="Leave the prediction log alone.")
+@click.option("--publish", is_flag=True, help="Also keep the newest prediction of each entity for the service to answer from: "
+              "POST /predict {\"by\": ...}.")
 @click.option("--max-bad-rows", type=click.FloatRange(0, 1), help="Share of rows that may break the schema.")
 @click.option("--overwrite", is_flag=True, help="Replace the file when it exists.")
 @as_json
 def score(source: str, out: Path, query: str | None, explain: bool, wanted: str | None, workers: int | None, no_log: bool,
-          max_bad_rows: float | None, overwrite: bool, json_: bool) -> None:
+          publish: bool, max_bad_rows: float | None, overwrite: bool, json_: bool) -> None:
     """Score a whole file or table, of any size; run it again after an interrupt, and it goes on."""
     from mlsys.batch import check_target, score_file
     from mlsys.registry import Registry
@@ -797,8 +799,10 @@ def score(source: str, out: Path, query: str | None, explain: bool, wanted: str 
         raise NoModel("There is no model to score with yet. Train and promote one first: mlsys retrain")
     done = score_file(version, source, out, query=query, explain=explain, log_url=None if no_log else project.database_url,
                       quarantine=project.var / "quarantine", workers=workers, overwrite=overwrite, max_bad_rows=max_bad_rows,
-                      progress=not json_ and sys.stderr.isatty())
-    show(done.to_dict(), json_, str(done))
+                      progress=not json_ and sys.stderr.isatty(), publish_url=project.database_url if publish else None)
+    idle = publish and "champion" not in next(one["roles"] for one in registry.summaries() if one["version"] == version.version)
+    waits = f"\nThe service answers from it once {version.version} is the champion." if idle else ""
+    show(done.to_dict(), json_, f"{done}{waits}")
 
 
 @command("mlsys label --rows 20 --by Ada")
@@ -868,7 +872,7 @@ def _take_labels(project: Project, file: str, by: str, json_: bool) -> None:
 @click.option("--entity", help="About this entity.")
 @click.option("--limit", type=click.IntRange(1), help="The newest so many; 20 on the screen, all in a file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write them to a file: .csv, .parquet or .jsonl.")
-@click.option("--forget-before", metavar="MOMENT", help="Delete what is older, with its labels.")
+@click.option("--forget-before", metavar="MOMENT", help="Delete what is older, with its labels; what is published, too.")
 @click.option("--forget-entity", metavar="VALUE", help="Delete all that is kept about an entity.")
 @click.option("--prune", is_flag=True, help="Delete what is older than the scope's keep_predictions.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
@@ -980,7 +984,8 @@ def _delete(project: Project, scope: Any, log: Any, json_: bool, yes: bool, forg
     if not (yes or prune):
         _confirm(f"Delete {count_predictions(log, which):,} predictions, and their labels, for good?")
     gone = forget_all_of(log, key, forget_entity) if forget_entity else forget(log, which)
-    text = f"Deleted {gone.predictions:,} predictions, {gone.labels:,} labels and {gone.events:,} events."
+    text = (f"Deleted {gone.predictions:,} predictions, {gone.labels:,} labels, {gone.events:,} events and {gone.published:,} "
+            "published predictions.")
     if forget_entity:
         text += (" The tables that models were trained on still lie in var/snapshots, with what came of them in var/runs and "
                  "var/quarantine: take the rows out of the source, retrain, and delete the old ones.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'refusals', 'Refusal', 'refusal', 'parse_object', 'to_json', 'field_schema', 'nullable', 'list_of', 'closed',
-           'components', 'openapi']
+           'by_entity', 'components', 'openapi']
 
 # %% ../nbs/36_contract.ipynb #57e4368c
 import json
@@ -32,13 +32,13 @@ class Refusal(Exception):
 
 def refusal(error: BaseException) -> Refusal:
     """The refusal that fits an error from below."""
-    from mlsys.requests import InvalidRows, TooManyRows
+    from mlsys.requests import InvalidRows, NotPublished, TooManyRows
     from mlsys.roles import NoModel
 
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InvalidRows):
-        told = Refusal(413 if isinstance(error, TooManyRows) else 400, str(error))
+        told = Refusal({TooManyRows: 413, NotPublished: 409}.get(type(error), 400), str(error))
         told.errors = error.errors
         return told
     if isinstance(error, NoModel):
@@ -55,13 +55,15 @@ def refusal(error: BaseException) -> Refusal:
 _read = msgspec.json.Decoder().decode
 
 
-def parse_object(body: bytes, allowed: tuple[str, ...]) -> dict[str, Any]:
+def parse_object(body: bytes, allowed: tuple[str, ...], instead: tuple[str, ...] = ("",)) -> dict[str, Any]:
     """The JSON object in a body: 400 when it is broken or has other fields than the allowed ones.
 
     Parameters
     ----------
     allowed : tuple of str
         The first is required.
+    instead : tuple of str, optional
+        Those of the other form that the body may have; its first field tells that it has it.
     """
     try:
         value = _read(body)
@@ -70,9 +72,10 @@ def parse_object(body: bytes, allowed: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(400, f'the body is one JSON object: {{"{allowed[0]}": [...]}}')
     for field in value:
-        if field not in allowed:
-            raise Refusal(400, f"unknown field {field[:100]!r} beside {', '.join(allowed)}")
-    if allowed[0] not in value:
+        if field not in allowed and not (instead[0] in value and field in instead):
+            known = instead if instead[0] in value else allowed
+            raise Refusal(400, f"unknown field {field[:100]!r} beside {', '.join(known)}")
+    if allowed[0] not in value and instead[0] not in value:
         raise Refusal(400, f'the field {allowed[0]!r} is missing: {{"{allowed[0]}": [...]}}')
     return value
 
@@ -109,14 +112,13 @@ _types = {
     "integer": _or_written("number", pattern=r"^(-?[0-9]{1,15})?$"),  # a fraction is legal, if unusual
     "boolean": {"anyOf": [{"type": "boolean"}, {"type": "number", "enum": [0, 1]},
                           {"type": "string", "enum": ["true", "false", "0", "1", ""]}]},
+    "datetime": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "enum": [""]}]},
 }
 
 
 def field_schema(field: dict[str, Any]) -> dict[str, Any]:
     """One input in OpenAPI's terms."""
     told = {**_types.get(field["kind"], {"type": "string"}), "nullable": True, "x-kind": field["kind"]}
-    if field["kind"] == "datetime":
-        told["format"] = "date-time"
     notes = [field["description"], f"Unit: {field['unit']}." if field["unit"] else ""]
     if field["low"] is not None:
         notes.append(f"In training from {field['low']} to {field['high']}; beyond it predicted with a warning.")
@@ -156,6 +158,20 @@ def closed(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: A
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
 
 # %% ../nbs/36_contract.ipynb #15b92cd3
+def by_entity(entity: dict[str, Any], row: dict[str, Any], explain: dict[str, Any], most: int) -> dict[str, Any]:
+    """A request by entity, with an example that is answered whether anything is published or not."""
+    name, value = entity["name"], {"anyOf": [_text, _number]}
+    age = {**_number, "minimum": 0, "nullable": True, "description": "how old a published prediction may be, in seconds; "
+           f"never more than {entity['max_age']:g}"}
+    rows = {**list_of("Row", most), "description": f"computed where nothing fitting is published; matched by {name!r}"}
+    example = {"by": {name: entity["example"]}, "rows": [{**(row.get("example") or {}), name: entity["example"]}]}
+    by = closed({name: {"anyOf": [value, list_of(value, most)]}})
+    return closed({"by": by, "rows": rows, "explain": explain, "max_age": age}, ("rows", "explain", "max_age"),
+                  **({"example": example} if row.get("example") and entity["example"] else {}),
+                  description=f"Predictions published for {name!r} by mlsys score --publish, each with its age. 409 names those "
+                              "for which there is neither a fitting one nor a row.")
+
+
 def components(inputs: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI's schemas of a row, a prediction, a label and the errors."""
     classes, most = inputs["classes"] or [], inputs["limits"]["max_rows"]
@@ -170,16 +186,19 @@ def components(inputs: dict[str, Any]) -> dict[str, Any]:
         "base": _number,
         "contributions": list_of(closed({"feature": _text, "value": {"nullable": True}, "contribution": _number})),
     }, description=f"base plus contributions is the margin: {inputs['margin']}")
+    entity = inputs.get("entity")
     prediction = closed({
         "id": _text, "score": score, "decision": nullable(_text), "model": _text, "role": _text,
         "warnings": list_of(closed({"field": _text, "problem": _text})), "explanation": nullable(explanation),
-    })
+        **({"age": {**_number, "description": "seconds since it was computed; in answers to `by` only"}} if entity else {}),
+    }, ("age",))
     explain = {"oneOf": [{"type": "boolean"}, {**_whole, "minimum": 0}], "default": False,
                "description": "true explains every prediction; a number lists so many of the largest contributions"}
     error = closed({"row": nullable(_whole), "field": nullable(_text), "problem": _text})
     return {
         "Row": row,
         "Rows": closed({"rows": list_of("Row", most), "explain": explain}, ("explain",)),
+        **({"By": by_entity(entity, row, explain, most)} if entity else {}),
         "Predictions": closed({"predictions": list_of(prediction)}),
         "Labels": closed({"labels": list_of(closed({"id": _id, "label": label, "at": nullable(_moment)}, ("at",)), most)}),
         "Kept": closed({"kept": _whole, "repeated": _whole, "unknown": list_of(_text)}),
@@ -207,9 +226,18 @@ def openapi(inputs: dict[str, Any]) -> dict[str, Any]:
     def post(summary: str, request: str, answer: str) -> dict[str, Any]:
         told = {str(status): {"description": why, **content("Errors")} for status, why in refusals.items()}
         body = {"required": True, **content(request)}
+        if request == "Rows" and inputs.get("entity"):
+            forms = [body["content"]["application/json"]["schema"], {"$ref": "#/components/schemas/By"}]
+            body["content"]["application/json"] = {"schema": {"anyOf": forms}, "examples": examples()}
+            told["409"] = {"description": "nothing fitting is published for somebody, and no row is given", **content("Errors")}
         answers = {"200": {"description": summary, **content(answer)}, **told}
         return {"post": {"summary": summary, "operationId": answer.lower(), "requestBody": body, "responses": answers}}
 
+    def examples() -> dict[str, Any]:
+        row, by = (schemas[name].get("example") for name in ("Row", "By"))
+        return {name: {"value": value} for name, value in (("rows", row and {"rows": [row]}), ("by", by)) if value}
+
+    schemas = components(inputs)
     pages = {"/": "A page for people", "/model": "The model card", "/schema": "The inputs", "/healthz": "Alive",
              "/readyz": "The model answers", "/metrics": "Prometheus"}
     return {
@@ -222,5 +250,5 @@ def openapi(inputs: dict[str, Any]) -> dict[str, Any]:
             "/feedback": post("Labels that came back", "Labels", "Kept"),
             **{path: {"get": {"summary": it, "responses": {"200": {"description": it}}}} for path, it in pages.items()},
         },
-        "components": {"schemas": components(inputs), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

@@ -470,10 +470,18 @@ class Together:
 _small = 64 * 1024  # bytes that are read on the event loop
 
 
+_rows, _by = ("rows", "explain"), ("by", "rows", "explain", "max_age")  # the two forms of a body
+
+
 def compose(runtime: "Runtime", told: dict[str, Any] | bytes) -> tuple["Answered", bytes]:
     """The answer to a body, or to what it says, and its JSON."""
     if isinstance(told, bytes):
-        told = parse_object(told, ("rows", "explain"))
+        told = parse_object(told, _rows, _by)
+    if "by" in told:
+        from mlsys.published import answer_by
+
+        looked_up = answer_by(runtime, told)
+        return looked_up, looked_up.to_json()
     answered = runtime.answer(told["rows"], told.get("explain", False))
     return answered, answered.to_json()
 
@@ -481,9 +489,9 @@ def compose(runtime: "Runtime", told: dict[str, Any] | bytes) -> tuple["Answered
 async def predict(gateway: Gateway, runtime: "Runtime", body: bytes, facts: dict[str, Any]) -> Reply:
     """POST /predict: predictions, recorded before they leave."""
     start = time.perf_counter()
-    told = parse_object(body, ("rows", "explain")) if len(body) <= _small else body
+    told = parse_object(body, _rows, _by) if len(body) <= _small else body
     read = time.perf_counter()
-    if isinstance(told, dict) and runtime.is_quick(told["rows"]):
+    if isinstance(told, dict) and "by" not in told and runtime.is_quick(told["rows"]):
         answered = await gateway.together.answer(runtime, (told["rows"], told.get("explain", False)))
         answer = answered.to_json()
     else:

@@ -10,7 +10,7 @@ __all__ = ['formats', 'Which', 'read_predictions', 'count_predictions', 'read_lo
 import datetime as dt
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,8 @@ import sqlalchemy as sa
 
 from .core import UsageError, atomic_file
 from .history import HistoryStore, canonical, digest
-from .prediction_log import EntityKey, PredictionLog, as_utc, label_table, loss_table, prediction_table, to_json
+from .prediction_log import (EntityKey, PredictionLog, as_utc, label_table, loss_table, prediction_table, published_table,
+                                  to_json)
 
 # %% ../nbs/31_predictions.ipynb #a0f9c714
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Which:
     ids: tuple[str, ...] = ()
     entities: tuple[str, ...] = ()
 
-    def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """As SQL."""
-        column = prediction_table.c
+    def conditions(self, table: sa.Table = prediction_table) -> list[sa.ColumnElement[bool]]:
+        """As SQL; what was published has no ids, so none of it is among some ids."""
+        column = table.c
         told = [column.at >= as_utc(self.since) if self.since is not None else None,
                 column.at < as_utc(self.until) if self.until is not None else None,
                 column.version == self.version if self.version is not None else None,
-                column.id.in_(self.ids) if self.ids else None,
+                (column.id.in_(self.ids) if "id" in column else sa.false()) if self.ids else None,
                 column.entity.in_(self.entities) if self.entities else None]
         return [one for one in told if one is not None]
 
@@ -180,10 +181,11 @@ class Forgotten:
     predictions: int
     labels: int
     events: int = 0
+    published: int = 0
 
 
 def forget(log: PredictionLog, which: Which, part: int = 2_000) -> Forgotten:
-    """Delete predictions and their labels, for good.
+    """Delete predictions, their labels and what was published, for good.
 
     Parameters
     ----------
@@ -191,12 +193,10 @@ def forget(log: PredictionLog, which: Which, part: int = 2_000) -> Forgotten:
         Predictions in one transaction.
     """
     log.flush()
-    sqlite = log.engine.dialect.name == "sqlite"
     gone = labels = 0
     while True:
         with log.transaction("forget predictions") as connection:
-            if sqlite:
-                connection.exec_driver_sql("PRAGMA secure_delete=ON")
+            _overwriting(connection)
             chosen = sa.select(prediction_table.c.id).where(*which.conditions()).order_by(prediction_table.c.at).limit(part)
             ids = list(connection.scalars(chosen))
             for start in range(0, len(ids), 500):
@@ -205,9 +205,29 @@ def forget(log: PredictionLog, which: Which, part: int = 2_000) -> Forgotten:
                 gone += connection.execute(prediction_table.delete().where(prediction_table.c.id.in_(some))).rowcount
         if len(ids) < part:
             break
-    if sqlite and gone:
+    published = _forget_published(log, which, part)
+    if log.engine.dialect.name == "sqlite" and gone + published:
         empty_wal(log)
-    return Forgotten(gone, labels)
+    return Forgotten(gone, labels, published=published)
+
+
+def _forget_published(log: PredictionLog, which: Which, part: int) -> int:
+    """Delete what was published; how many entities that were."""
+    chosen = sa.select(published_table.c.entity).where(*which.conditions(published_table)).limit(part)
+    gone = 0
+    while True:
+        with log.transaction("forget predictions") as connection:
+            _overwriting(connection)
+            found = connection.execute(published_table.delete().where(published_table.c.entity.in_(chosen))).rowcount
+        gone += found
+        if found < part:
+            return gone
+
+
+def _overwriting(connection: sa.Connection) -> None:
+    """From now on SQLite overwrites what is deleted."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA secure_delete=ON")
 
 
 def empty_wal(log: PredictionLog) -> None:
@@ -243,4 +263,4 @@ def forget_entity(log: PredictionLog, key: EntityKey, value: str) -> Forgotten:
     events = HistoryStore(log.engine).forget_owner(digest(canonical(key.column, value)))  # type: ignore[arg-type]
     if log.engine.dialect.name == "sqlite":
         empty_wal(log)
-    return Forgotten(gone.predictions, gone.labels, events)
+    return replace(gone, events=events)

@@ -180,6 +180,9 @@ class Scope(BaseModel):
                               "elsewhere")
     keep_predictions: dt.timedelta | None = Field(None, description="for how long, such as '400d'; None: for ever. "
                                                   "mlsys predictions --prune deletes what is older")
+    max_published_age: dt.timedelta = Field(dt.timedelta(hours=36), gt=dt.timedelta(0), description="how old a prediction of "
+                                            "mlsys score --publish may be when it answers a request; a night's scoring and a "
+                                            "delay fit into 36h")
     risks: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
 
@@ -195,14 +198,14 @@ class Scope(BaseModel):
                 lines.append(f"{where}: {problem['msg']}.{hint}")
             raise MlsysError("The scope does not hold together: " + " ".join(lines)) from None
 
-    @field_validator("refresh", "label_delay", "max_age", "keep_predictions", mode="before")
+    @field_validator("refresh", "label_delay", "max_age", "keep_predictions", "max_published_age", mode="before")
     @classmethod
     def _span(cls, value: str | dt.timedelta | None) -> dt.timedelta | None:
         return None if value is None else parse_span(value)
 
-    @field_serializer("refresh", "label_delay", "max_age", "keep_predictions", when_used="json")
+    @field_serializer("refresh", "label_delay", "max_age", "keep_predictions", "max_published_age", when_used="json")
     def _span_text(self, value: dt.timedelta | None) -> str | None:
-        return None if value is None else f"{value.total_seconds() / 3600:g}h"
+        return None if value is None else f"{value.total_seconds() / 3600:.15g}h"
 
     @field_validator("personal", mode="before")
     @classmethod

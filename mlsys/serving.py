@@ -30,7 +30,7 @@ import pandas as pd
 from .core import MlsysError, Project
 from .features import FeatureError
 from .history import HistoryStore, recall
-from .prediction_log import PredictionLog
+from .prediction_log import EntityKey, PredictionLog
 from .predictor import Answers
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, TooManyRows, check_labels
@@ -536,6 +536,16 @@ def describe_inputs(version: ModelVersion, limits: Limits) -> dict[str, Any]:
         "ignored": [column.name for column in version.schema.columns if column.name not in names],
         "history": {"keys": sorted({version.history.id, *sum(version.history.streams.values(), [])} - {""}),
                     "figures": {column.name: column.description for column in version.history.columns}},
+        "entity": _entity_of(version),
         "examples": example_rows(version),
         "limits": asdict(limits),
     }
+
+
+def _entity_of(version: ModelVersion) -> dict[str, Any] | None:
+    """What predictions can be asked for by: the column, how old they may be in seconds, and a value that is nobody's."""
+    key = EntityKey(version.scope, version.schema)
+    if key.column is None or not key.tells:
+        return None
+    example = next((one for one in ("example", 1) if key({key.column.name: one})), None)
+    return {"name": key.column.name, "max_age": version.scope.max_published_age.total_seconds(), "example": example}

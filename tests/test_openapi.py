@@ -33,3 +33,10 @@ def test_the_examples_in_it_work(service: str) -> None:
     contract = httpx.get(f"{service}/docs.json").json()
     example = contract["components"]["schemas"]["Row"]["example"]
     assert httpx.post(f"{service}/predict", json={"rows": [example], "explain": True}).status_code == 200
+
+
+def test_without_an_entity_nothing_is_asked_by_it(service: str) -> None:
+    contract = httpx.get(f"{service}/docs.json").json()
+    assert "By" not in contract["components"]["schemas"] and "409" not in contract["paths"]["/predict"]["post"]["responses"]
+    answer = httpx.post(f"{service}/predict", json={"by": {"index": 1}})
+    assert answer.status_code == 400 and "names no entity" in answer.json()["errors"][0]["problem"]

@@ -14,6 +14,7 @@ from mlsys.history import HistorySet, HistoryStore, Past, digest, recall
 from mlsys.labelling import LabelBook
 from mlsys.prediction_log import PredictionLog
 from mlsys.predictions import Which, count_predictions, export_predictions, forget, read_losses, read_predictions
+from mlsys.published import publish, read_published
 from mlsys.registry import Ledger
 from mlsys.schema import Schema
 from mlsys.scope import Scope
@@ -96,6 +97,45 @@ def test_export_and_forgetting(url, tmp_path):
     assert pd.read_parquet(tmp_path / "out.parquet")["input.amount"].sum() == 36
     assert forget(log, Which(ids=mine.ids, entities=("e1",))).predictions == 3
     assert forget(log, mine, part=2).predictions == 6 and count_predictions(log, mine) == 0
+    log.close()
+
+
+def made(entity: str, at: dt.datetime, score: float, moment: str = "") -> dict:
+    return {"entity": entity, "at": at, "version": "v1", "moment": moment, "row": {"odd": "'\""}, "score": score,
+            "decision": None, "warnings": [], "explanation": None}
+
+
+def publish_scores(url: str, at: dt.datetime, score: float, backwards: bool) -> None:
+    log, names = PredictionLog(url), [f"p{number}" for number in range(3_000)]
+    publish(log, [made(name, at, score) for name in (reversed(names) if backwards else names)], part=3_000)
+    log.close()
+
+
+def test_of_what_is_published_the_newest_counts(url):
+    log, later = PredictionLog(url), START + dt.timedelta(hours=1)
+    publish(log, [made("'; --", later, 0.3, "b"), made("'; --", later, 0.2, "a"), made("e1", START, 0.7)])
+    publish(log, [made("'; --", START, 0.1, "c"), made("e1", START, 0.8)])
+    found = read_published(log, ["'; --", "e1", "e2"])
+    assert {name: one["score"] for name, one in found.items()} == {"'; --": 0.3, "e1": 0.8}
+    assert found["e1"] == made("e1", START, 0.8)
+    assert forget(log, Which(entities=("e1",))).published == 1 and forget(log, Which(until=later)).published == 0
+    assert set(read_published(log, ["'; --", "e1"])) == {"'; --"}
+    log.close()
+
+
+def test_two_scorings_publish_at_once(url):
+    """In opposite order, the younger one begins first; neither blocks the other for good, and the younger one stays."""
+    fork = multiprocessing.get_context("fork")
+    later = START + dt.timedelta(days=1)
+    writers = [fork.Process(target=publish_scores, args=(url, at, score, backwards))
+               for at, score, backwards in ((later, 0.9, False), (START, 0.1, True), (later, 0.9, True))]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    log = PredictionLog(url)
+    assert {one["score"] for one in read_published(log, [f"p{number}" for number in range(3_000)]).values()} == {0.9}
     log.close()
 
 

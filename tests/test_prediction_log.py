@@ -24,6 +24,7 @@ from mlsys import prediction_log
 from mlsys.cli import main
 from mlsys.core import MlsysError, Unavailable
 from mlsys.prediction_log import EntityKey, PredictionLog
+from mlsys.published import publish
 from mlsys.predictions import entities, export_predictions, forget_entity, read_losses
 from mlsys.schema import Schema
 from mlsys.scope import Scope
@@ -399,6 +400,8 @@ def shop(tmp_path: Path) -> Path:
     now = dt.datetime.now(dt.UTC)
     log.record([{**one, "at": now - dt.timedelta(days=100 * number), "entity": f"c{number % 2}"}
                 for number, one in enumerate(make_predictions(6))])
+    publish(log, [{"entity": f"c{number}", "at": now - dt.timedelta(days=number * 460), "version": "v1", "moment": "", "row": {},
+                   "score": 0.5, "decision": "no", "warnings": [], "explanation": None} for number in range(3)])
     log.close()
     return tmp_path
 
@@ -435,9 +438,11 @@ def test_the_command_line_shows_takes_out_and_forgets(shop: Path, run: Run) -> N
     assert code == 2 and "goes alone" in said
     code, _, said = run("predictions", "--forget-entity", "c1")
     assert code == 2 and "say it with --yes" in said
-    assert "Deleted 1 predictions" in run("predictions", "--prune")[1]  # of 500 days ago; the scope keeps 450
+    code, said, _ = run("predictions", "--prune")  # of 500, and of 460 and 920 days ago; the scope keeps 450
+    assert "Deleted 1 predictions" in said and "2 published predictions" in said
     assert json.loads(run("predictions", "--forget-entity", "c1", "--yes", "--json")[1]) == {
-        "predictions": 2, "labels": 0, "events": 0}
+        "predictions": 2, "labels": 0, "events": 0, "published": 0}
+    assert json.loads(run("predictions", "--forget-entity", "c0", "--yes", "--json")[1])["published"] == 1
     assert "No such prediction" in run("predictions", "--entity", "c1")[1]
 
 

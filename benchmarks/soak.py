@@ -114,7 +114,7 @@ class Clients:
             if self._stop.is_set():
                 break
             begun, port = time.monotonic(), 0
-            due = max(due + self.pause, begun)  # nobody catches up on what the machine held up
+            due = max(due + self.pause, begun - 1)  # what was held up for longer than a second is not caught up on
             try:
                 async with asyncio.timeout(60):
                     if link and (link[0].at_eof() or begun - last > 2):  # a server may close a connection that rests

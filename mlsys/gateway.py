@@ -27,6 +27,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 import prometheus_client
+import psutil
 from prometheus_client import multiprocess
 
 import mlsys
@@ -95,22 +96,24 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Callable[[], Awaita
     """The body of a JSON request: 415 when it is something else, 413 when it has more than `most` bytes."""
     if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
         raise Refusal(415, "send JSON, and say so: Content-Type: application/json")
+    declared, bound = headers.get(b"content-length", b""), 8 * most
+    too_large = Refusal(413, f"the body is too large: at most {most:,} bytes are taken; send the rows in parts")
+    if declared.isdigit() and int(declared) > bound:
+        raise too_large
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body") and len(message.get("body", b"")) <= most:
         return message.get("body", b"")
-    parts, size, bound = [], 0, 8 * most
-    declared = headers.get(b"content-length", b"")
-    if not (declared.isdigit() and int(declared) > bound):
-        while message["type"] == "http.request" and size <= bound:  # to its end, or the client would not see why it was refused
-            size += len(message.get("body", b""))
-            parts.append(message.get("body", b"") if size <= most else b"")
-            if not message.get("more_body"):
-                break
-            message = await receive()
+    parts, size = [], 0
+    while message["type"] == "http.request" and size <= bound:  # to its end, or the client would not see why it was refused
+        size += len(message.get("body", b""))
+        parts.append(message.get("body", b"") if size <= most else b"")
+        if not message.get("more_body"):
+            break
+        message = await receive()
     if message["type"] != "http.request":
         raise Gone
-    if not parts or size > most:
-        raise Refusal(413, f"the body is too large: at most {most:,} bytes are taken; send the rows in parts")
+    if size > most:
+        raise too_large
     return b"".join(parts)
 
 # %% ../nbs/38_gateway.ipynb #8016a5b6
@@ -149,8 +152,12 @@ def count_log(what: str, rows: int) -> None:
 
 def metrics_text() -> bytes:
     """All counters of all workers, as Prometheus reads them."""
-    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not folder:
         return prometheus_client.generate_latest()
+    for process in {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*.db")}:
+        if not psutil.pid_exists(process):
+            multiprocess.mark_process_dead(process, folder)
     registry = prometheus_client.CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
     return prometheus_client.generate_latest(registry)
@@ -368,7 +375,7 @@ class Gateway:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request: its answer or its refusal, measured and noted."""
-        if scope["type"] != "http" or scope["path"] in bentoml_paths:
+        if scope["type"] != "http" or (scope["path"] in bentoml_paths and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
             if scope["type"] == "lifespan":  # the server has ended
                 self.clock.stop()
@@ -413,6 +420,8 @@ class Gateway:
 async def respond(gateway: Gateway, runtime: "Runtime", request: Asked, scope: Any, receive: Any, facts: dict[str, Any]) -> Reply:
     """The answer to a request; every refusal is raised. What the journal should know goes into `facts`."""
     path, route, limits = request.path, routes.get(request.path), runtime.limits
+    if path in bentoml_paths:
+        raise Refusal(405, f"{path} takes GET, not {request.method[:20]}", {"Allow": "GET"})
     if route is None:
         raise Refusal(404, f"nothing is at {path[:100]}; there are {', '.join(routes)}, /healthz and /readyz")
     if request.method != route.method and (request.method, route.method) != ("HEAD", "GET"):

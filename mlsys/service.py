@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'workers', 'around', 'bundled_version', 'started_in', 'database_url', 'serving_runtime', 'agreed_scope',
-           'guard', 'follow', 'show_roles', 'tracing_to', 'MlsysService', 'access_lines', 'Outermost', 'champion',
-           'Listen', 'check_start', 'free_port', 'RunningService', 'start_service', 'running_service', 'curl_example',
-           'example_row', 'serve', 'read_bentofile', 'pinned', 'stage', 'build_bento']
+           'guard', 'deserted', 'follow', 'show_roles', 'exports_spans', 'tracing_to', 'MlsysService', 'access_lines',
+           'Outermost', 'champion', 'Listen', 'check_start', 'check_certificate', 'free_port', 'RunningService',
+           'start_service', 'running_service', 'curl_example', 'example_row', 'serve', 'read_bentofile', 'pinned',
+           'stage', 'build_bento']
 
 # %% ../nbs/39_service.ipynb #c08c414e
 import os
@@ -17,7 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import importlib
+import importlib.util
 import json
 import logging
 import shlex
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+import psutil
 import yaml
 
 import mlsys
@@ -105,6 +107,28 @@ def guard() -> Guard:
     return Guard(KeyBook(database_url()), workers)
 
 # %% ../nbs/39_service.ipynb #41d2f82f
+_supervisor = os.getppid()
+
+
+def deserted(supervisor: int, starter: int | None = None) -> int | None:
+    """The process to end, this worker or its supervisor, because nobody is above it any more; None when all is well.
+
+    Parameters
+    ----------
+    starter : int, optional
+        Process that started the supervisor.
+    """
+    if os.getppid() != supervisor:
+        return os.getpid()
+    try:
+        above = psutil.Process(supervisor)
+        if not starter or above.ppid() == starter:
+            return None
+        return supervisor if "bentoml" in above.cmdline() else os.getpid()  # else somebody took in an orphan
+    except psutil.Error:
+        return os.getpid()
+
+
 def follow(runtime: "Runtime", guard: Guard, starter: int | None = None) -> None:
     """Follow the ledger until the process ends.
 
@@ -113,13 +137,11 @@ def follow(runtime: "Runtime", guard: Guard, starter: int | None = None) -> None
     starter : int, optional
         Process that started the service; the service ends with it.
     """
-    supervisor, told = os.getppid(), ""
+    told = ""
     while True:
         time.sleep(0.5)
-        if os.getppid() != supervisor:
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif starter and not _alive(starter):
-            os.kill(supervisor, signal.SIGTERM)
+        if process := deserted(_supervisor, starter):
+            os.kill(process, signal.SIGTERM)
         guard.refresh()
         try:
             if runtime.refresh():
@@ -143,16 +165,15 @@ def show_roles(runtime: "Runtime") -> str:
 
 _shown: set[tuple[str, str]] = set()  # who was ever told to hold a role
 
-
-def _alive(process: int) -> bool:
-    with contextlib.suppress(PermissionError):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-    return True
-
 # %% ../nbs/39_service.ipynb #f90eed2e
+def exports_spans() -> bool:
+    """Whether the package is there that sends spans to a collector."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def tracing_to(collector: str | None) -> dict[str, Any]:
     """BentoML's settings for spans that go to a collector; for none when there is no collector."""
     if not collector:
@@ -267,6 +288,9 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
     if not is_loopback(host) and not Guard(KeyBook(project.database_url)).keys:
         raise MlsysError(f"{host} can be reached from other machines: make a key for callers first, mlsys keys add NAME, "
                          "or set MLSYS_API_KEY.")
+    if (collector := os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")) and not exports_spans():
+        raise MlsysError(f"OTEL_EXPORTER_OTLP_ENDPOINT asks for spans at {collector}, and the package that sends them is not "
+                         "installed: pip install opentelemetry-exporter-otlp-proto-http, or unset the variable.")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -277,6 +301,20 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
             raise MlsysError(f"Port {port} on {host} cannot be used ({error.strerror}). "
                              f"Stop what runs there, or choose another one: --port {port + 1}.") from None
     return champion(project)
+
+
+def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
+    """MlsysError when HTTPS is not possible with a certificate and its private key."""
+    if certfile is None and keyfile is None:
+        return
+    if certfile is None or keyfile is None:
+        raise MlsysError("HTTPS needs both: a certificate and its private key.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise MlsysError(f"No HTTPS with the certificate {certfile} and the key {keyfile} ({why}). Both are PEM files, the key "
+                         "belongs to the certificate, and no password protects it.") from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -305,10 +343,19 @@ class RunningService:
         """Wait until it is ready; MlsysError with the end of its log when it is not in time."""
         deadline = time.monotonic() + seconds
         while not self.ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
-                raise MlsysError(f"The service did not become ready. The end of {self.log}:\n{tail}")
+            self.check_running()
+            if time.monotonic() > deadline:
+                raise self._failure("did not become ready")
             time.sleep(0.2)
+
+    def check_running(self) -> None:
+        """MlsysError with the end of its log when it has ended, which it does not do by itself."""
+        if self.process.poll() is not None:
+            raise self._failure("ended by itself")
+
+    def _failure(self, what: str) -> MlsysError:
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+        return MlsysError(f"The service {what}. The end of {self.log}:\n{tail}")
 
     def bound_log(self, most: int = 64 * 2**20) -> None:
         """Begin the log anew when it has grown too long; the old one stays beside it."""
@@ -336,14 +383,14 @@ def _own_certificate() -> ssl.SSLContext:
 # %% ../nbs/39_service.ipynb #546783cf
 def start_service(project: Project, listen: Listen) -> RunningService:
     """Start the service in a child process, without waiting for it."""
-    home, port = project.var / "bentoml", listen.port
+    port = listen.port
+    home = project.var / "bentoml" / f"service-{port}"  # BentoML counts there: two services would wipe each other's counters
     environment = os.environ | {
         "MLSYS_WORKERS": str(listen.workers or workers),
         "MLSYS_PROJECT": str(project.root),
         "MLSYS_STARTER": str(os.getpid()),
         "BENTOML_HOME": str(home),
         "BENTOML_DO_NOT_TRACK": "True",
-        "PROMETHEUS_MULTIPROC_DIR": str(home / f"prometheus-{port}"),  # two servers would wipe each other's counters
         "PYTHONUNBUFFERED": "1",
     }
     output = project.var / "logs" / f"service-{port}.log"
@@ -374,9 +421,10 @@ def running_service(
     **listen
         More of `Listen`: workers, certfile, keyfile.
     """
-    port = free_port(host) if port is None else port
-    check_start(project, port, host)
-    service = start_service(project, Listen(port, host, **listen))
+    where = Listen(free_port(host) if port is None else port, host, **listen)
+    check_start(project, where.port, host)
+    check_certificate(where.certfile, where.keyfile)
+    service = start_service(project, where)
     try:
         service.wait(seconds)
         yield service
@@ -406,6 +454,7 @@ def serve(project: Project, listen: Listen) -> None:
     MlsysError
         If there is no champion, the port is taken, the address needs a key, or the service ends by itself.
     """
+    check_certificate(listen.certfile, listen.keyfile)
     listen = dataclasses.replace(listen, host="127.0.0.1" if listen.host == "localhost" else listen.host)
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -415,16 +464,14 @@ def serve(project: Project, listen: Listen) -> None:
     service = start_service(project, listen)
     try:
         while not stopped.is_set() and not service.ready():
-            if service.process.poll() is not None:
-                service.wait(0)
+            service.check_running()
             stopped.wait(0.2)
         if not stopped.is_set():
             print(f"Ready: {service.url}   (page, /model, /schema, /docs.json, /metrics; log: {service.log})\n\n"
                   f"{curl_example(service.url, example_row(version))}\n\nStop with Ctrl-C.", flush=True)
         while not stopped.wait(0.5):
             service.bound_log()
-            if service.process.poll() is not None:
-                service.wait(0)
+            service.check_running()
     finally:
         service.stop()
     print("Stopped.")

@@ -111,16 +111,21 @@ def train_awkward(folder: Path, cli: Cli) -> None:
     assert "50 set aside: no value in the target 'Bought? [y/n]'" in trained.out
 
 
-@pytest.fixture(scope="session")
-def service(project: Project) -> Iterator[str]:
-    """Where `mlsys serve` answers."""
-    process = start("serve", "--port", free_port(), folder=project.root)
+def until_ready(process: subprocess.Popen[str]) -> str:
+    """Where a service that was begun answers, as soon as it says so."""
     said = ""
     while not (found := re.search(r"Ready: (\S+)", said)):
         line = process.stdout.readline() if process.stdout else ""
         assert line, said + ending(process).err
         said += line
-    yield found[1]
+    return found[1]
+
+
+@pytest.fixture(scope="session")
+def service(project: Project) -> Iterator[str]:
+    """Where `mlsys serve` answers."""
+    process = start("serve", "--port", free_port(), folder=project.root)
+    yield until_ready(process)
     process.terminate()
     stopped = ending(process)
     assert stopped.code == 0 and "Stopped." in stopped.out

@@ -103,13 +103,16 @@ class FeatureSet(TransformerMixin, BaseEstimator):
         Input columns that the model sees as they are.
     columns : list of (name, kind), optional
         The schema's inputs; set by `bind`.
+    without : list of str, optional
+        Parts of dates that the model does not see, such as `paid_on_month`.
     """
 
     def __init__(self, functions: Iterable[Feature] = (), raw: Literal["all"] | list[str] = "all",
-                 columns: list[tuple[str, str]] | None = None):
+                 columns: list[tuple[str, str]] | None = None, without: list[str] | None = None):
         self.functions = functions
         self.raw = raw
         self.columns = columns
+        self.without = without
 
     def bind(self, schema: Schema) -> "FeatureSet":
         """This feature set for the inputs of a schema.
@@ -132,13 +135,14 @@ class FeatureSet(TransformerMixin, BaseEstimator):
                     other = "" if name in roles or who == "raw" or all(map(str.isidentifier, inputs)) else (
                         f" A column whose name is no name in Python is given so: @feature(inputs={{{name!r}: 'its name'}}).")
                     raise MlsysError(f"Feature {who!r} needs the column {name!r}, but {why}.{did_you_mean(name, inputs)}{other}")
-        return FeatureSet(self.functions, self.raw, [(column.name, column.kind) for column in schema.inputs])
+        return FeatureSet(self.functions, self.raw, [(column.name, column.kind) for column in schema.inputs], self.without)
 
     def fit(self, X: pd.DataFrame, y: Any = None) -> "FeatureSet":
         """Learn which date parts vary and which features are text."""
         if self.columns is None:
             raise MlsysError("This feature set does not know its columns yet: call bind(schema) first.")
-        self.parts_ = {name: _date_parts(X[name]) for name, kind in self.columns if kind == "datetime"}
+        self.parts_ = {name: [part for part in _date_parts(X[name]) if f"{name}_{part}" not in (self.without or [])]
+                       for name, kind in self.columns if kind == "datetime"}
         self.text_ = [name for name, values in self._computed(X) if not _is_numeric(values)]
         return self
 

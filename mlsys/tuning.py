@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pair', 'scorers', 'Fold', 'make_folds', 'prepare_fold', 'judge_folds', 'TrialStore', 'open_store', 'Tuned', 'tune',
            'tune_all', 'past_races', 'plot_race', 'Recalibration', 'find_calibration', 'write_calibration', 'calibrate',
-           'last_known', 'last_known_scores']
+           'choose_calendar', 'last_known', 'last_known_scores']
 
 # %% ../nbs/16_tuning.ipynb #ca0d8df4
 import datetime as dt
@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from .core import MlsysError, Project, UsageError, content_hash, lock_hash
 from .features import FeatureSet
-from .models import ModelSpec, build_pipeline, fit, fit_model, model_scores, predict_scores, prepare_rows
+from .models import ModelSpec, boosting, build_pipeline, fit, fit_model, model_scores, predict_scores, prepare_rows
 from .scope import Scope, parse_span
 
 if TYPE_CHECKING:
@@ -686,6 +686,50 @@ def calibrate(pipeline: Pipeline, y: np.ndarray, out_of_fold: np.ndarray) -> tup
     if calibration is None or not write_calibration(pipeline[-1], calibration):
         return out_of_fold, None
     return calibration.apply(out_of_fold), calibration
+
+# %% ../nbs/16_tuning.ipynb #9e6a2f37
+_cycles = {"hour": 1, "day_of_week": 7, "day": 31, "month": 366}  # days; a year does not come again
+
+
+def choose_calendar(features: FeatureSet, df: pd.DataFrame, y: np.ndarray, scope: Scope, seed: int = 0,
+                    rows: int = 5_000) -> tuple[FeatureSet, pd.Series]:
+    """The features with those parts of the scope's time that help most on later rows; fewer where it makes no difference.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Bound.
+    df : DataFrame of shape (n_rows, n_columns)
+        Canonical training rows.
+    rows : int
+        A small boosted model learns from so many of each fold.
+
+    Returns
+    -------
+    FeatureSet
+        The same where there is no choice.
+    Series
+        Mean figure on the folds for "none", "seen twice" and "all", greater being better; empty without a choice.
+    """
+    whole = clone(features).fit(df)
+    parts = [part for part in whole.parts_.get(scope.time or "", []) if f"{scope.time}_{part}" in whole.names]
+    if not parts:
+        return features, pd.Series(dtype="float64")
+    days = (df[scope.time].max() - df[scope.time].min()) / pd.Timedelta(days=1)
+    seldom = [part for part in parts if days < 2 * _cycles.get(part, math.inf)]
+    known, values, spec = {"none": parts, "seen twice": seldom, "all": []}, whole.transform(df), boosting()
+    dropped = {name: [f"{scope.time}_{part}" for part in some] for name, some in known.items() if len(some) < len(list(values))}
+    figures: dict[str, list[float]] = {name: [] for name in dropped}
+    for fit_on, judge_on in make_folds(df, y, scope, 3, seed):
+        learn = np.sort(np.random.default_rng(seed).permutation(fit_on)[:rows])
+        for name, columns in dropped.items():
+            seen = values.drop(columns=columns)
+            inner = spec.build(scope.task, seed).set_params(model__max_iter=50)
+            fold = (seen.iloc[learn], y[learn], seen.iloc[judge_on], judge_on)
+            figures[name].append(judge_folds(inner, [fold], y, scorers[scope.metric], scope.task)[0])
+    found = pd.Series({name: float(np.mean(told)) for name, told in figures.items()}, name=scope.metric)
+    chosen = dropped[str(found.fillna(-math.inf).idxmax())]  # the first of equal ones
+    return FeatureSet(features.functions, features.raw, features.columns, [*(features.without or []), *chosen]), found
 
 # %% ../nbs/16_tuning.ipynb #b15ba3f4
 def last_known(rows: pd.DataFrame, past: pd.DataFrame, y: np.ndarray, scope: Scope) -> np.ndarray:

@@ -41,20 +41,17 @@ def as_utc(moment: dt.datetime | dt.date | str) -> dt.datetime:
     MlsysError
         If it is not a moment.
     """
-    refusal = MlsysError(f"{str(moment)[:40]!r} is no moment in time. Write it like 2026-03-31T18:05:00+00:00.")
-    if isinstance(moment, str):
-        try:
-            moment = dt.datetime.fromisoformat(moment.strip())
-        except ValueError:
-            raise refusal from None
-    if not isinstance(moment, dt.date) or moment != moment:  # a missing time does not equal itself
-        raise refusal
-    if not isinstance(moment, dt.datetime):
-        moment = dt.datetime(moment.year, moment.month, moment.day)
+    given = moment
     try:
-        return (moment.astimezone(dt.UTC) if moment.tzinfo else moment).replace(tzinfo=None)
-    except OverflowError:
-        raise refusal from None
+        if isinstance(moment, str):
+            moment = dt.datetime.fromisoformat(moment.strip())
+        if isinstance(moment, dt.date) and moment == moment:  # a missing time does not equal itself
+            if not isinstance(moment, dt.datetime):
+                moment = dt.datetime(moment.year, moment.month, moment.day)
+            return (moment.astimezone(dt.UTC) if moment.tzinfo else moment).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        pass
+    raise MlsysError(f"{str(given)[:40]!r} is no moment in time. Write it like 2026-03-31T18:05:00+00:00.")
 
 # %% ../nbs/30_prediction_log.ipynb #bfa8fc07
 def _plain(value: Any) -> Any:

@@ -199,6 +199,7 @@ class MlsysService:
         importlib.import_module("shap")  # now: the first promotion of trees must not wait for it
         gc.collect()
         gc.freeze()  # the model lives as long as the process: no collection needs to look at it again
+        sys.setswitchinterval(0.0005)  # the thread that writes the log must not hold up answers for Python's usual 5 ms
         show_roles(self.runtime)
         starter = int(os.environ.get("MLSYS_STARTER", "0"))
         threading.Thread(target=follow, args=(self.runtime, guard(), starter), daemon=True).start()

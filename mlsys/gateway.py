@@ -56,7 +56,7 @@ def asked(scope: Mapping[str, Any]) -> Asked:
     headers = dict(scope["headers"])
     given, trace = headers.get(b"x-request-id"), headers.get(b"traceparent")
     known = _trace(trace) if trace else None
-    id = given.decode() if given and _plain_id(given) else known[1].decode() if known else secrets.token_hex(16)
+    id = given.decode() if given and _plain_id(given) else known[1].decode() if known else os.urandom(16).hex()
     return Asked(scope["method"], scope["path"], headers, id, known[1].decode() if known else "")
 
 
@@ -97,9 +97,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Callable[[], Awaita
     if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
         raise Refusal(415, "send JSON, and say so: Content-Type: application/json")
     declared, bound = headers.get(b"content-length", b""), 8 * most
-    too_large = Refusal(413, f"the body is too large: at most {most:,} bytes are taken; send the rows in parts")
     if declared.isdigit() and int(declared) > bound:
-        raise too_large
+        raise _too_large(most)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body") and len(message.get("body", b"")) <= most:
         return message.get("body", b"")
@@ -113,8 +112,12 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Callable[[], Awaita
     if message["type"] != "http.request":
         raise Gone
     if size > most:
-        raise too_large
+        raise _too_large(most)
     return b"".join(parts)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"the body is too large: at most {most:,} bytes are taken; send the rows in parts")
 
 # %% ../nbs/38_gateway.ipynb #8016a5b6
 @functools.cache

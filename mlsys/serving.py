@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import queue
-import secrets
+
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -140,7 +140,7 @@ def take_rows(lineup: LineUp, rows: Any, most: int, largest: int | None = 0) -> 
     beyond = lineup.beyond
     mine = [_without(row, beyond) for row in rows] if beyond and isinstance(rows, list) else rows
     checked = champion.intake.check(mine, most)
-    cases = [RowCase(secrets.token_hex(16), row, clean, warnings, champion, largest)
+    cases = [RowCase(os.urandom(16).hex(), row, clean, warnings, champion, largest)
              for row, clean, warnings in zip(rows, checked.clean, checked.warnings, strict=True)]
     if not lineup.candidates:
         return cases

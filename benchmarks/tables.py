@@ -50,9 +50,10 @@ def days(df: pd.DataFrame) -> pd.DataFrame:
     """The claims by the day that year, month, week of the month and day of the week mean; it stands for all but the last."""
     months = df.Month.map({name: number for number, name in enumerate(
         "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)})
-    week_days = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+    week_days = {name: number for number, name in enumerate(
+        "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())}
     first = pd.to_datetime({"year": df.Year, "month": months, "day": 1})
-    within = 7 * (df.WeekOfMonth - 1) + df.DayOfWeek.map(week_days.index) - first.dt.day_of_week
+    within = 7 * (df.WeekOfMonth - 1) + df.DayOfWeek.map(week_days) - first.dt.day_of_week
     return df.assign(moment=first + pd.to_timedelta(within, unit="D")).drop(columns=["Year", "Month", "WeekOfMonth"])
 
 

@@ -196,7 +196,7 @@ class MlsysService:
 
     def __init__(self) -> None:
         self.runtime = serving_runtime()
-        importlib.import_module("shap")  # now: the first promotion of trees must not wait for it
+        importlib.import_module("mlsys.trees")  # now: the first promotion of trees must not wait for machine code
         gc.collect()
         gc.freeze()  # the model lives as long as the process: no collection needs to look at it again
         sys.setswitchinterval(0.0005)  # the thread that writes the log must not hold up answers for Python's usual 5 ms

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Definition', 'Member', 'STYLE', 'Part', 'site_parts', 'heading', 'split_directives', 'is_skipped', 'execute',
-           'execute_all', 'newest_run', 'public_definitions', 'public_members', 'member_name', 'decorators',
+           'execute_all', 'state_of', 'newest_run', 'public_definitions', 'public_members', 'member_name', 'decorators',
            'module_name', 'exported_cells', 'name_index', 'annotation_text', 'signature', 'parse_docstring',
            'parse_items', 'fields', 'link_names', 'entry', 'without_docstrings', 'stage', 'part_page', 'front_page',
-           'main_toctree', 'stage_dictionary', 'with_dictionary', 'read_settings', 'stage_all', 'site_configuration',
-           'outside_requests', 'render', 'build_site', 'readme_text', 'write_readme']
+           'main_toctree', 'stage_dictionary', 'with_dictionary', 'read_settings', 'execute_site', 'stage_all',
+           'site_configuration', 'outside_requests', 'render', 'build_site', 'readme_text', 'write_readme']
 
 # %% ../nbs/46_site.ipynb #dd5ef89c
 import ast
@@ -23,7 +23,8 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from configparser import ConfigParser
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from .core import MlsysError, Project, UsageError, atomic_folder, write_atomic
+from .core import MlsysError, Project, UsageError, atomic_folder, content_hash, write_atomic
 from .runs import list_runs
 
 # %% ../nbs/46_site.ipynb #2c52809c
@@ -121,19 +122,43 @@ def execute(notebook: Path, root: Path) -> NotebookNode:
         cell.outputs = [nbformat.from_dict(output) for output in shell.run(cell.source)]
         if shell.exc:
             error, place = shell.exc, f"{notebook.relative_to(root)}, cell {number}"
-            source = textwrap.indent(cell.source, "    ")
-            raise MlsysError(f"{place} failed with {type(error).__name__}: {error}\n{source}")
+            source, last = textwrap.indent(cell.source, "    "), traceback.extract_tb(error.__traceback__)[-1:]
+            where = "".join(f" (at {Path(one.filename).name}:{one.lineno}, {one.name})" for one in last)
+            raise MlsysError(f"{place} failed with {type(error).__name__}{where}: {error}\n{source}")
     return nbformat.reads(nbformat.writes(nb), as_version=4)    # joins texts that came as lists of lines
 
 # %% ../nbs/46_site.ipynb #5b9cb69e
 def execute_all(notebooks: Iterable[Path], root: Path, workers: int = 2) -> dict[Path, NotebookNode]:
     """Notebooks with their outputs, run side by side.
 
+    With MLSYS_EXECUTED set to a folder, they are kept there, and one that was executed in the same state of notebook and
+    package is taken from there: CI tests the notebooks and then builds a site of them.
+
     Raises
     ------
     MlsysError
         If any of them fails; all failures are listed.
     """
+    kept, found = os.environ.get("MLSYS_EXECUTED"), {}
+    places = {path: Path(kept or "", f"{state_of(path, root)}.ipynb") for path in notebooks} if kept else dict.fromkeys(notebooks)
+    for path, place in places.items():
+        if place and place.exists():
+            found[path] = nbformat.read(place, as_version=4)
+    for path, notebook in _execute_anew([path for path in places if path not in found], root, workers).items():
+        found[path] = notebook
+        if place := places[path]:
+            write_atomic(place, nbformat.writes(notebook))
+    return {path: found[path] for path in places}
+
+
+def state_of(notebook: Path, root: Path) -> str:
+    """A hash of a notebook, and of all code that it may import."""
+    code = sorted(path for path in root.rglob("*.py") if not any(part.startswith((".", "_proc", "_docs")) for part in path.parts))
+    return content_hash(str(notebook), *(path.read_text(encoding="utf-8") for path in (notebook, *code)))[:24]
+
+
+def _execute_anew(notebooks: Sequence[Path], root: Path, workers: int) -> dict[Path, NotebookNode]:
+    """Notebooks with their outputs, each in a process of its own."""
     from mlsys.site import execute    # by its full name, which the workers find even when a notebook calls this
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")    # before NumPy is there: side by side, threads fight for the cores
@@ -465,19 +490,25 @@ def read_settings(project: Project) -> dict[str, str]:
     return dict(config["DEFAULT"])
 
 
+def execute_site(project: Project) -> dict[Path, NotebookNode]:
+    """Every notebook of a project that is not a run, with its outputs; MlsysError when one fails."""
+    wanted = [path for part in site_parts(project) if part.name != "runs" for path in part.notebooks]
+    front = project.root / "nbs" / "index.ipynb"
+    return execute_all([*wanted, *[front] * front.exists()], project.root)
+
+
 def stage_all(project: Project, folder: Path) -> None:
     """Write the pages of a project's site, notebooks executed, as Sphinx expects them."""
     nbs, parts, settings = project.root / "nbs", site_parts(project), read_settings(project)
     package = settings.get("lib_path", project.package).replace("/", ".")
     runs = {path: newest_run(project, path) for part in parts if part.name == "runs" for path in part.notebooks}
-    front = [nbs / "index.ipynb"] if (nbs / "index.ipynb").exists() else []
     sources = {path: nbformat.read(path, as_version=4) for part in parts for path in part.notebooks}
-    pages = {**sources, **execute_all([path for path in [*sources, *front] if path not in runs], project.root)}
+    pages, front = {**sources, **execute_site(project)}, nbs / "index.ipynb"
     index = name_index(sources.values(), package)
     for path, notebook in pages.items():
         run = runs.get(path)
         staged = stage(run[0], package, index, run[1]) if run else stage(notebook, package, index)
-        if path in front:
+        if path == front:
             staged.cells.append(nbformat.v4.new_markdown_cell(main_toctree(parts), id="toctree"))
         write_atomic(folder / path.relative_to(nbs), nbformat.writes(staged))
     headings = {path: heading(notebook) for path, notebook in sources.items()}
@@ -485,7 +516,7 @@ def stage_all(project: Project, folder: Path) -> None:
     for part in parts:
         page = part_page(part, headings, nbs)
         write_atomic(folder / f"{part.name}.md", with_dictionary(page) if told and part.name == "project" else page)
-    if not front:
+    if front not in pages:
         write_atomic(folder / "index.md", front_page(settings, parts, headings, nbs) + "\n" + main_toctree(parts))
 
 # %% ../nbs/46_site.ipynb #8b203ca2
@@ -637,9 +668,12 @@ def write_readme(project: Project, check: bool = False) -> Path:
 # %% ../nbs/46_site.ipynb #648c48a8
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():    # not when this cell is run in a notebook
-    if sys.argv[1:] not in (["readme"], ["readme", "--check"]):
-        sys.exit("usage: python -m mlsys.site readme [--check]")
+    if sys.argv[1:] not in (["readme"], ["readme", "--check"], ["execute"]):
+        sys.exit("usage: python -m mlsys.site execute | readme [--check]")
     try:
-        print(f"{write_readme(Project.find(), check='--check' in sys.argv).name} says what nbs/index.ipynb says")
+        if sys.argv[1] == "execute":
+            print(f"{len(execute_site(Project.find()))} notebooks run through")
+        else:
+            print(f"{write_readme(Project.find(), check='--check' in sys.argv).name} says what nbs/index.ipynb says")
     except MlsysError as error:
         sys.exit(str(error))

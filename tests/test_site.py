@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from wheel_check import write_customers
+
+from mlsys.site import execute_all
 
 MLSYS = Path(sys.executable).parent / "mlsys"
 
@@ -48,3 +51,22 @@ def test_the_site_of_a_project_is_complete(project):
         assert (site / f"{notebook}.html").exists() and f'href="{notebook}.html"' in front
     assert list((site / "_images").glob("*.png"))                        # what the exploration shows
     assert "retrain" in (site / "searchindex.js").read_text("utf-8")
+
+
+def test_executed_notebooks_are_kept_for_the_same_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook, kept = tmp_path / "nbs" / "one.ipynb", tmp_path / "kept"
+    notebook.parent.mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nproject = one\n")
+
+    def run(source: str) -> str:
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id="one")]), notebook)
+        return execute_all([notebook], tmp_path)[notebook].cells[0].outputs[0].data["text/plain"]
+
+    runs = str(tmp_path / "runs")
+    source = f"from pathlib import Path\nwith Path({runs!r}).open('a') as file: file.write('.')\nPath({runs!r}).read_text()"
+    assert (run(source), run(source)) == ("'.'", "'..'")
+    monkeypatch.setenv("MLSYS_EXECUTED", str(kept))
+    assert (run(source), run(source)) == ("'...'", "'...'")
+    (tmp_path / "helper.py").write_text("other = 1\n")
+    assert run(source) == "'....'"  # other code could say something else
+    assert run(source + "\n") == "'.....'"

@@ -132,7 +132,8 @@ def measure(table: Table, source: Path, folder: Path) -> dict[str, Any]:
     found = judge_recipes(project, recipes, snapshot, None, 0)
     metric = find_metric(results["metric"])
     best = max(table.reference) if metric.greater_is_better else min(table.reference)
-    comparable = found["champion"][0] if np.isnan(found["champion"][1]) else found["champion"][1]
+    in_folds = found["champion"][1]  # none for tables with a time
+    comparable = results["metrics"][metric.name] if np.isnan(in_folds) else in_folds
     level = comparable >= best - 0.01 if metric.greater_is_better else comparable <= best * 1.03
     theirs, rounding = table.reference[1], 0.5 * 10.0 ** -len(f"{table.reference[1]:g}".partition(".")[2])
     as_good = comparable >= theirs - rounding if metric.greater_is_better else comparable <= theirs + rounding

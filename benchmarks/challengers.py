@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
-from benchmarks.tables import markdown, tables
+from benchmarks.tables import markdown, plain_table, tables
 from mlsys.features import FeatureSet
 from mlsys.models import boosting, build_pipeline, encode_target
 from mlsys.schema import infer
@@ -33,9 +33,7 @@ names = ["telco_churn", "adult_income", "online_shoppers", "dry_bean"]
 
 def prepared(source: Path, options: tuple[str, ...]) -> tuple[Any, pd.DataFrame, np.ndarray, str]:
     """The pipeline without its model, the rows, the target and the task."""
-    given = list(zip(options[::2], options[1::2], strict=True))
-    target = next(value for option, value in given if option == "--target")
-    table = pd.read_csv(source).drop(columns=[value for option, value in given if option == "--drop"])
+    table, target = plain_table(source, options)
     levels = sorted(table[target].dropna().astype(str).unique())
     task = "binary" if len(levels) == 2 else "multiclass"
     scope = Scope(name="bench", task=task, target=target, positive=levels[-1] if task == "binary" else None)

@@ -73,6 +73,13 @@ tables = [
 ]
 
 
+def plain_table(source: Path, options: tuple[str, ...]) -> tuple[pd.DataFrame, str]:
+    """A table without the columns that its options drop, and the name of its target."""
+    given = list(zip(options[::2], options[1::2], strict=True))
+    target = next(value for option, value in given if option == "--target")
+    return pd.read_csv(source).drop(columns=[value for option, value in given if option == "--drop"]), target
+
+
 def run(folder: Path, *words: str) -> tuple[float, str]:
     """Seconds and output of an `mlsys` command; exit code 1 is an answer, too."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -18,7 +18,7 @@ from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import HalvingRandomSearchCV, train_test_split
 from threadpoolctl import threadpool_limits
 
-from benchmarks.tables import markdown, tables
+from benchmarks.tables import markdown, plain_table, tables
 from mlsys.evaluate import find_metric
 from mlsys.features import FeatureSet
 from mlsys.models import boosting, build_pipeline, encode_target, fit, predict_scores
@@ -93,9 +93,7 @@ def make_folds_of(scope: Scope, seed: int) -> Any:
 
 def measure(name: str, source: Path, options: tuple[str, ...], seconds: float, rows: int, seeds: int) -> list[dict[str, Any]]:
     """A line for each way."""
-    given = list(zip(options[::2], options[1::2], strict=True))
-    target = next(value for option, value in given if option == "--target")
-    table = pd.read_csv(source).drop(columns=[value for option, value in given if option == "--drop"])
+    table, target = plain_table(source, options)
     table = table.sample(min(rows, len(table)), random_state=0)
     scope = Scope(name="bench", task="binary", target=target, positive=sorted(table[target].astype(str).unique())[-1])
     schema = infer(table, scope)

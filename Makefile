@@ -22,7 +22,7 @@ demo: setup  ## the whole loop on simulated card payments, in under two minutes
 test: setup  ## notebooks clean and in sync, every notebook tested, then pytest
 	$(bin)/python tests/house.py
 	$(bin)/python -m mlsys.site readme --check
-	$(bin)/python -m mlsys.site execute
+	$(bin)/python tests/notebooks.py
 	$(bin)/pytest -n 2 --dist loadfile -m 'not stress'
 
 stress: setup  ## the tests that take long: whole trainings again and again, kills, rebuilds (CI runs them, too)

@@ -668,12 +668,9 @@ def write_readme(project: Project, check: bool = False) -> Path:
 # %% ../nbs/46_site.ipynb #648c48a8
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():    # not when this cell is run in a notebook
-    if sys.argv[1:] not in (["readme"], ["readme", "--check"], ["execute"]):
-        sys.exit("usage: python -m mlsys.site execute | readme [--check]")
+    if sys.argv[1:] not in (["readme"], ["readme", "--check"]):
+        sys.exit("usage: python -m mlsys.site readme [--check]")
     try:
-        if sys.argv[1] == "execute":
-            print(f"{len(execute_site(Project.find()))} notebooks run through")
-        else:
-            print(f"{write_readme(Project.find(), check='--check' in sys.argv).name} says what nbs/index.ipynb says")
+        print(f"{write_readme(Project.find(), check='--check' in sys.argv).name} says what nbs/index.ipynb says")
     except MlsysError as error:
         sys.exit(str(error))

@@ -23,7 +23,8 @@ import pandas as pd
 from .core import MlsysError, content_hash
 from .evaluate import Comparison, compare, find_metric, judged
 from .scope import Scope, ServiceLevel
-from .versions import Proof, dump_model
+from .proof import Proof
+from .versions import dump_model
 from .worth import Worth
 
 # %% ../nbs/29_gates.ipynb #cac03396
@@ -507,7 +508,7 @@ def check_clean_process(proof: Proof, limit: float = 1e-9) -> Check:
     Parameters
     ----------
     proof : Proof
-        Of the draft, from `versions.prove`.
+        Of the draft, from `proof.prove`.
     limit : float
         In the unit of the score.
     """

@@ -54,6 +54,7 @@ def test_the_site_of_a_project_is_complete(project):
 
 
 def test_executed_notebooks_are_kept_for_the_same_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLSYS_EXECUTED", raising=False)
     notebook, kept = tmp_path / "nbs" / "one.ipynb", tmp_path / "kept"
     notebook.parent.mkdir()
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nproject = one\n")

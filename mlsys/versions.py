@@ -19,12 +19,12 @@ import importlib.util
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import shutil
 import sys
 import tempfile
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -482,7 +482,7 @@ class Comparison:
 
 # %% ../nbs/17_evaluate.ipynb #e95fd25d
 def compare(y: Any, reference_scores: Any, candidate_scores: Any, metric: str, seed: int = 0, *,
-            level: float = 0.95, resamples: int = 500) -> Comparison:
+            folds: Any = None, level: float = 0.95, resamples: int = 500) -> Comparison:
     """The paired difference of two models, with its bootstrap interval.
 
     Parameters
@@ -493,6 +493,9 @@ def compare(y: Any, reference_scores: Any, candidate_scores: Any, metric: str, s
         Both models' scores of the same rows in the same order.
     metric : str
         A name in `metrics`.
+    folds : array of shape (n,), optional
+        For scores out of folds: which fold a row was judged in. Every fold has a fitted model of its own, so scores are
+        ranked within a fold, and the differences of the folds averaged by their rows (Forman and Scholz 2010).
     seed, level, resamples
         As in `estimate`.
     """
@@ -504,10 +507,14 @@ def compare(y: Any, reference_scores: Any, candidate_scores: Any, metric: str, s
             f"The two models' scores have shapes {old.shape} and {new.shape}: they know different classes."
         )
     sign = 1 if one.greater_is_better else -1
-    before, after = one.prepare(y, old), one.prepare(y, new)
+    places = [np.flatnonzero(folds == fold) for fold in np.unique(folds)] if folds is not None else [np.arange(len(y))]
+    parts = [(rows, one.prepare(y[rows], old[rows]), one.prepare(y[rows], new[rows])) for rows in places]
 
     def paired(weights: np.ndarray) -> np.ndarray:
-        return sign * (after(weights) - before(weights)) + 0.0  # never -0
+        gaps = np.array([after(weights[:, rows]) - before(weights[:, rows]) for rows, before, after in parts])
+        sizes = np.array([[len(rows)] for rows in places]) * ~np.isnan(gaps)  # a fold of a single value has no say
+        with np.errstate(invalid="ignore"):
+            return sign * (np.nan_to_num(gaps) * sizes).sum(axis=0) / sizes.sum(axis=0) + 0.0  # never -0
 
     point = float(paired(np.ones((1, len(y))))[0])
     if np.isnan(point):

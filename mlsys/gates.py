@@ -136,7 +136,7 @@ def _verdict_html(verdict: Verdict) -> str:
 
 # %% ../nbs/29_gates.ipynb #a17f0a15
 def select_candidate(
-    y: Any, out_of_fold: Mapping[str, Any], metric: str, seed: int = 0
+    y: Any, out_of_fold: Mapping[str, Any], metric: str, seed: int = 0, folds: Any = None
 ) -> tuple[str, dict[str, Comparison]]:
     """The simplest model that is within the interval of the best.
 
@@ -151,6 +151,8 @@ def select_candidate(
         The scope's.
     seed : int
         Of the bootstrap.
+    folds : array of shape (n,), optional
+        The fold that judged a row, as in `compare`.
 
     Returns
     -------
@@ -169,10 +171,11 @@ def select_candidate(
     scores = {name: np.asarray(one, dtype=float) for name, one in out_of_fold.items()}
     rows = np.any([judged(one) for one in scores.values()], axis=0)
     y, scores = np.asarray(y)[rows], {name: one[rows] for name, one in scores.items()}
-    one = find_metric(metric)
-    sign = 1 if one.greater_is_better else -1
-    best = max(scores, key=lambda name: sign * one.function(y, scores[name]))  # the first, hence simplest, of equals
-    comparisons = {name: compare(y, scores[name], scores[best], metric, seed) for name in scores}
+    within, best = None if folds is None else np.asarray(folds)[rows], next(iter(scores))
+    for name in scores:  # the first, hence simplest, of equals
+        if compare(y, scores[best], scores[name], metric, seed, folds=within, resamples=50).difference > 0:
+            best = name
+    comparisons = {name: compare(y, scores[name], scores[best], metric, seed, folds=within) for name in scores}
     return next(name for name in scores if comparisons[name].low <= 0), comparisons
 
 # %% ../nbs/29_gates.ipynb #50f6ec32

@@ -418,6 +418,8 @@ class Tuned:
         The race, NaN where a trial did not run.
     tried : dict
         "trials" and "folds": how far the clock let the race go.
+    folds : array of int of shape (n_rows,)
+        The fold that judged a row, and -1 for none.
     """
     spec: ModelSpec
     params: dict[str, Any]
@@ -426,6 +428,7 @@ class Tuned:
     trials: pd.DataFrame
     figures: np.ndarray
     tried: dict[str, int]
+    folds: np.ndarray
 
 
 def _draws(spec: ModelSpec, task: str, trials: int, seed: int) -> list[dict[str, Any]]:
@@ -491,7 +494,10 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
         params, score, judged = _settle(case, pairs, drawn[race.winner], bar)
     out = np.full((len(df), *judged.shape[1:]), math.nan)
     out[kept] = judged
-    return Tuned(spec, params, score, out, *_told(race, score))
+    numbers = np.full(len(df), -1)
+    for number, (_, judge_on) in enumerate(pairs):
+        numbers[kept[judge_on]] = number
+    return Tuned(spec, params, score, out, *_told(race, score), numbers)
 
 
 @cache

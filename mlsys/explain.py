@@ -407,7 +407,7 @@ class Explainer:
         """What computes: `kernel(prepared, outputs)` gives base and contributions. Made when first asked for."""
         if self._made is None:
             with self._lock:
-                self._made = self._made or _kernel(self.pipeline[-1], self.task, self.state)
+                self._made = self._made or _kernel(self._model, self.task, self.state)
         return self._made
 
     @property

@@ -19,9 +19,8 @@ from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
-from threadpoolctl import threadpool_limits
 
-from benchmarks.tables import markdown, plain_table, tables
+from benchmarks.tables import Table, plain_table, report
 from mlsys.features import FeatureSet
 from mlsys.models import boosting, build_pipeline, encode_target
 from mlsys.schema import infer
@@ -61,11 +60,11 @@ def asking(label: str, fitted: Any, width: int) -> list[Callable[[np.ndarray], A
     return [trees.predict, TreeShapley(trees, width=width).contributions]
 
 
-def measure(name: str, source: Path, options: tuple[str, ...]) -> list[dict[str, Any]]:
+def measure(table: Table, source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each of the two."""
     import lightgbm
 
-    before, rows, y, task = prepared(source, options)
+    before, rows, y, task = prepared(source, table.options)
     models = {
         "HistGradientBoosting": HistGradientBoostingClassifier(max_iter=200, early_stopping=False, random_state=0),
         "LightGBM": lightgbm.LGBMClassifier(n_estimators=200, num_leaves=31, n_jobs=1, random_state=0, verbose=-1),
@@ -83,30 +82,15 @@ def measure(name: str, source: Path, options: tuple[str, ...]) -> list[dict[str,
             seconds += taken
         costs = [10_000 * spent(lambda one=one, row=test[:1]: [one(row) for _ in range(100)], 10)[0]
                  for one in asking(label, fitted, test.shape[1])]
-        lines.append({"table": name, "model": label, "5-fold": f"{np.mean(figures):.4f}", "fit, CPU s": f"{seconds / 5:.2f}",
-                      "row predicted, us": f"{costs[0]:.0f}", "row explained, us": f"{costs[1]:.0f}"})
+        lines.append({"table": table.name, "model": label, "5-fold": f"{np.mean(figures):.4f}",
+                      "fit, CPU s": f"{seconds / 5:.2f}", "row predicted, us": f"{costs[0]:.0f}", "row explained, us": f"{costs[1]:.0f}"})
     return lines
 
 
 def main() -> None:
     """Measure and print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=names)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    options = parser.parse_args()
-    try:
-        import lightgbm  # noqa: F401
-    except ImportError:
-        print("LightGBM is not here: pip install lightgbm")
-        return
-    lines = []
-    with threadpool_limits(1):
-        for table in tables:
-            source = options.data / f"{table.name}.csv.gz"
-            if table.name in options.tables and "--time" not in table.options and source.exists():
-                lines += measure(table.name, source, table.options)
-    if lines:
-        print(markdown(lines))
+    report(parser, names, "lightgbm", measure)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The tables lie beside the repository, in ../shared/data; a table that is not the
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
+from threadpoolctl import threadpool_limits
 
 from mlsys.core import Project
 from mlsys.data import Snapshot, list_snapshots, split, usable_rows
@@ -162,6 +164,25 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
     rows = [list(lines[0]), ["---"] * len(lines[0]), *[list(line.values()) for line in lines]]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def report(parser: argparse.ArgumentParser, names: list[str], package: str,
+           measure: Callable[[Table, Path, argparse.Namespace], list[dict[str, Any]]]) -> None:
+    """Print what is measured on some of the tables that no time orders; a package that is not here is asked for."""
+    parser.add_argument("tables", nargs="*", default=names)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    options = parser.parse_args()
+    if importlib.util.find_spec(package) is None:
+        print(f"{package} is not here: pip install {package}")
+        return
+    lines = []
+    with threadpool_limits(1):
+        for table in tables:
+            source = options.data / f"{table.name}.csv.gz"
+            if table.name in options.tables and "--time" not in table.options and source.exists():
+                lines += measure(table, source, options)
+    if lines:
+        print(markdown(lines))
 
 
 def main() -> None:

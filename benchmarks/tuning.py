@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import HalvingRandomSearchCV, train_test_split
-from threadpoolctl import threadpool_limits
 
-from benchmarks.tables import markdown, plain_table, tables
+from benchmarks.tables import Table, plain_table, report
 from mlsys.evaluate import find_metric
 from mlsys.features import FeatureSet
 from mlsys.models import boosting, build_pipeline, encode_target, fit, predict_scores
@@ -91,17 +90,17 @@ def make_folds_of(scope: Scope, seed: int) -> Any:
     return StratifiedKFold(3, shuffle=True, random_state=seed)
 
 
-def measure(name: str, source: Path, options: tuple[str, ...], seconds: float, rows: int, seeds: int) -> list[dict[str, Any]]:
+def measure(table: Table, source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each way."""
-    table, target = plain_table(source, options)
-    table = table.sample(min(rows, len(table)), random_state=0)
-    scope = Scope(name="bench", task="binary", target=target, positive=sorted(table[target].astype(str).unique())[-1])
-    schema = infer(table, scope)
-    df = schema.repair(table).reset_index(drop=True)
+    df, target = plain_table(source, table.options)
+    df = df.sample(min(options.rows, len(df)), random_state=0)
+    scope = Scope(name="bench", task="binary", target=target, positive=sorted(df[target].astype(str).unique())[-1])
+    schema = infer(df, scope)
+    df = schema.repair(df).reset_index(drop=True)
     y = encode_target(df[target], scope)[0]
     metric = find_metric(scope.metric)
     found: dict[str, list[tuple[float, float, int]]] = {}
-    for seed in range(seeds):
+    for seed in range(options.seeds):
         train, test = train_test_split(np.arange(len(df)), test_size=0.3, random_state=seed, stratify=y)
         mine, features = df.iloc[train].reset_index(drop=True), FeatureSet().bind(schema)
 
@@ -111,12 +110,12 @@ def measure(name: str, source: Path, options: tuple[str, ...], seconds: float, r
         ways = {"untuned": lambda *_: ({}, 0), "race": by_race, "Optuna": by_optuna, "successive halving": by_halving}
         for way, function in ways.items():
             started = time.process_time()
-            params, tried = function(build, mine, y[train], scope, features, seed, seconds)
+            params, tried = function(build, mine, y[train], scope, features, seed, options.seconds)
             taken = time.process_time() - started
             fitted = fit(build(params), mine, y[train])
             score = metric.function(y[test], predict_scores(fitted, df.iloc[test], "binary"))
             found.setdefault(way, []).append((score, taken, tried))
-    return [{"table": name, "way": way, f"{scope.metric} on unseen rows": f"{np.mean([one[0] for one in told]):.4f}",
+    return [{"table": table.name, "way": way, f"{scope.metric} on unseen rows": f"{np.mean([one[0] for one in told]):.4f}",
              "CPU s": f"{np.mean([one[1] for one in told]):.0f}", "trials": f"{np.mean([one[2] for one in told]):.0f}"}
             for way, told in found.items()]
 
@@ -124,26 +123,10 @@ def measure(name: str, source: Path, options: tuple[str, ...], seconds: float, r
 def main() -> None:
     """Measure and print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=names)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    options = parser.parse_args()
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        print("Optuna is not here: pip install optuna")
-        return
-    lines = []
-    with threadpool_limits(1):
-        for table in tables:
-            source = options.data / f"{table.name}.csv.gz"
-            if table.name in options.tables and "--time" not in table.options and source.exists():
-                lines += measure(table.name, source, table.options, options.seconds, options.rows, options.seeds)
-                print(lines[-4:], flush=True)
-    if lines:
-        print(markdown(lines))
+    report(parser, names, "optuna", measure)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def measure(table: Table, source: Path, options: argparse.Namespace) -> list[dic
         costs = [10_000 * spent(lambda one=one, row=test[:1]: [one(row) for _ in range(100)], 10)[0]
                  for one in asking(label, fitted, test.shape[1])]
         lines.append({"table": table.name, "model": label, "5-fold": f"{np.mean(figures):.4f}",
-                      "fit, CPU s": f"{seconds / 5:.2f}", "row predicted, us": f"{costs[0]:.0f}", "row explained, us": f"{costs[1]:.0f}"})
+                      "fit, CPU s": f"{seconds / 5:.2f}",
+                      "row predicted, us": f"{costs[0]:.0f}", "row explained, us": f"{costs[1]:.0f}"})
     return lines
 
 

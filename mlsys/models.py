@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ModelSpec', 'trivial', 'LevelEncoder', 'WordColumns', 'OneFeatureClassifier', 'OneFeatureRegressor', 'single',
-           'linear', 'boosting', 'build_pipeline', 'encoded_sources', 'encode_target', 'check_finite', 'check_model',
-           'prepare_rows', 'fit_model', 'fit', 'model_scores', 'predict_scores']
+           'linear', 'BaggedBoostingClassifier', 'BaggedBoostingRegressor', 'boosting', 'build_pipeline',
+           'encoded_sources', 'encode_target', 'check_finite', 'check_model', 'prepare_rows', 'fit_model', 'fit',
+           'model_scores', 'predict_scores']
 
 # %% ../nbs/15_models.ipynb #6caf3981
 import functools
@@ -30,7 +31,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-from sklearn.utils import get_tags
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import validate_data
 from threadpoolctl import ThreadpoolController
 
@@ -56,6 +57,8 @@ class ModelSpec:
     grows : (str, int), optional
         The parameter that says how many trees there are, and the most there may be: early stopping finds the number. The
         model is then scikit-learn's histogram gradient boosting, whose `fit` takes the rows to watch.
+    averages : (str, int), optional
+        The parameter that says how many models are averaged, and the most that are tried for a winner that `grows`.
     reason : str
         Why it is worth trying.
     """
@@ -65,6 +68,7 @@ class ModelSpec:
     reason: str = ""
     max_trials: int | None = None
     grows: tuple[str, int] | None = None
+    averages: tuple[str, int] | None = None
 
 # %% ../nbs/15_models.ipynb #62ca9d0e
 _numbers = make_column_selector(dtype_include="number")
@@ -208,6 +212,66 @@ def linear() -> ModelSpec:
         return {"model__alpha": loguniform(1e-2, 1e3)} if task == "regression" else {"model__C": loguniform(1e-2, 10)}
     return ModelSpec("linear", build, search, "readable, fast, hard to beat on small tables", max_trials=4)
 
+# %% ../nbs/15_models.ipynb #34930fb6
+def _some_rows(strata: np.ndarray, draw: np.random.RandomState) -> np.ndarray:
+    """70 % of the rows of each stratum, at least one."""
+    parts = [np.flatnonzero(strata == level) for level in np.unique(strata)]
+    return np.sort(np.concatenate([draw.permutation(part)[: max(1, round(0.7 * len(part)))] for part in parts]))
+
+
+def _grow_members(model: Any, kind: type, X: Any, y: Any, strata: np.ndarray) -> None:
+    """Fit `model.members` models of scikit-learn's kind, and put all their trees into this one."""
+    X, y, draw = np.asarray(X), np.asarray(y), check_random_state(model.random_state)
+    settings = {name: value for name, value in model.get_params().items() if name != "members"}
+    grown = []
+    for _ in range(model.members):
+        rows = _some_rows(strata, draw)
+        grown.append(kind(**settings | {"random_state": int(draw.randint(2**31))}).fit(X[rows], y[rows]))
+    learned = {name: value for name, value in vars(grown[0]).items() if name not in settings}
+    trees = [step for one in grown for step in one._predictors]
+    for one in (one for step in trees for one in step):
+        one.nodes["value"] /= len(grown)
+    base = np.mean([one._baseline_prediction for one in grown], axis=0)
+    vars(model).update(learned | {"_predictors": trees, "_baseline_prediction": base})
+
+# %% ../nbs/15_models.ipynb #84fb920f
+class BaggedBoostingClassifier(HistGradientBoostingClassifier):
+    """scikit-learn's histogram gradient boosting, grown `members` times and averaged; each class keeps its share of the rows."""
+
+    def __init__(self, members: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.members = members
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(["members", *HistGradientBoostingClassifier._get_param_names()])
+
+    def fit(self, X: Any, y: Any, **watched: Any) -> "BaggedBoostingClassifier":
+        """Grow the members; a single one may watch other rows to stop early."""
+        if self.members == 1:
+            return super().fit(X, y, **watched)
+        _grow_members(self, HistGradientBoostingClassifier, X, y, np.asarray(y))
+        return self
+
+
+class BaggedBoostingRegressor(HistGradientBoostingRegressor):
+    """scikit-learn's histogram gradient boosting, grown `members` times and averaged."""
+
+    def __init__(self, members: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.members = members
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(["members", *HistGradientBoostingRegressor._get_param_names()])
+
+    def fit(self, X: Any, y: Any, **watched: Any) -> "BaggedBoostingRegressor":
+        """Grow the members; a single one may watch other rows to stop early."""
+        if self.members == 1:
+            return super().fit(X, y, **watched)
+        _grow_members(self, HistGradientBoostingRegressor, X, y, np.zeros(len(y)))
+        return self
+
 # %% ../nbs/15_models.ipynb #f06b352f
 def boosting() -> ModelSpec:
     """Histogram gradient boosting: interactions, thresholds and missing values without being told."""
@@ -215,7 +279,7 @@ def boosting() -> ModelSpec:
         words = Pipeline([("fill", _known_words()), ("encode", _level_codes())])
         prepare = ColumnTransformer([("numbers", "passthrough", _numbers), ("words", words, WordColumns(many=False)),
                                      ("many", _by_target(task, seed), WordColumns(many=True))])
-        kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+        kind = BaggedBoostingRegressor if task == "regression" else BaggedBoostingClassifier
         return Pipeline([("prepare", prepare), ("model", kind(random_state=seed, early_stopping=False))])
     return ModelSpec("boosting", build, {
         "model__learning_rate": loguniform(0.04, 0.2),
@@ -223,7 +287,8 @@ def boosting() -> ModelSpec:
         "model__min_samples_leaf": [5, 10, 20, 50, 100],
         "model__l2_regularization": loguniform(1e-3, 10),
         "model__max_features": [0.3, 0.6, 1.0],
-    }, reason="the strongest on most tables, at the price of being harder to read", grows=("model__max_iter", 300))
+    }, reason="the strongest on most tables, at the price of being harder to read", grows=("model__max_iter", 300),
+        averages=("model__members", 8))
 
 # %% ../nbs/15_models.ipynb #5f1b3316
 def build_pipeline(spec: ModelSpec, features: FeatureSet, task: str, seed: int = 0,

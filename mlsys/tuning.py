@@ -212,11 +212,18 @@ class _Turn:
         inner.steps[0] = ("prepare", self.prepared[key][0])
         return self.prepared[key][1:]
 
-    def figure(self, scores: np.ndarray) -> float:
-        """The scope's metric on the judged rows."""
-        return _score(scorers[self.case.scope.metric], self.truth, scores, self.case.scope.task)
+    def figure(self, scores: np.ndarray, smooth: bool = False) -> float:
+        """The scope's metric on the judged rows; `smooth` puts the log loss in the place of one that counts or ranks."""
+        scope = self.case.scope
+        stepped = smooth and scope.metric in ("roc_auc", "average_precision", "accuracy", "macro_f1")
+        return _score(scorers["log_loss" if stepped else scope.metric], self.truth, scores, scope.task)
 
 # %% ../nbs/16_tuning.ipynb #84a43c64
+def _is_open(spec: ModelSpec, params: Mapping[str, Any]) -> bool:
+    """Whether the number of trees is still to be found."""
+    return bool(spec.grows and params) and not (spec.averages and spec.averages[0] in params)
+
+
 def _growing(spec: ModelSpec, model: Any) -> dict[str, Any]:
     """The settings that make a model stop early."""
     name, most = spec.grows or ("", 0)
@@ -240,7 +247,7 @@ def _say(turn: _Turn, params: Mapping[str, Any], sizes: Sequence[int] | None = N
     case, task = turn.case, turn.case.scope.task
     inner = build_pipeline(case.spec, case.features, task, case.seed, params)[1:]
     rows, judged = turn.prepare(inner, params)
-    if not (case.spec.grows and params):
+    if not _is_open(case.spec, params):
         scores = model_scores(fit_model(inner, rows, turn.targets)[-1], judged, task)
         return [_spread(scores, inner[-1], case.width)] * len(sizes or [0])
     inner[-1].set_params(**_growing(case.spec, inner[-1]))
@@ -380,24 +387,40 @@ class _Race:
         return _leaders(self.alive, self.standing, 1)[0] if self.folds else 0
 
 # %% ../nbs/16_tuning.ipynb #2b33291e
-def _settle(case: _Case, pairs: Sequence[Pair], params: Mapping[str, Any],
-            bar: Any) -> tuple[dict[str, Any], float, np.ndarray]:
-    """The parameters with the size found, the mean figure, and the out-of-fold scores."""
+_Settled = tuple[dict[str, Any], float, np.ndarray]  # parameters, the mean figure, the out-of-fold scores
+
+
+def _settle(case: _Case, pairs: Sequence[Pair], params: Mapping[str, Any], bar: Any) -> _Settled:
+    """A winner on all folds, with the number of trees whose loss is least on the mean of them."""
     name, most = case.spec.grows or ("", 0)
-    grows = bool(name and params)
-    sizes = np.unique(np.geomspace(5, most, 25).round().astype(int)).tolist() if grows else None
-    said, figures = [], []
+    sizes = np.unique(np.geomspace(5, most, 25).round().astype(int)).tolist() if _is_open(case.spec, params) else None
+    said, figures, losses = [], [], []
     for pair in pairs:
         turn = _Turn(case, pair)
         said.append((turn.numbers, _say(turn, params, sizes)))
         figures.append([turn.figure(scores) for scores in said[-1][1]])
+        losses.append([turn.figure(scores, smooth=True) for scores in said[-1][1]] if sizes else [0.0])
         bar.update()
-    standing = _standing(np.array(figures).T, np.array([len(fit_on) for fit_on, _ in pairs], dtype=float))
-    best = int(standing.argmax())
+    weights = np.array([len(fit_on) for fit_on, _ in pairs], dtype=float)
+    best = int(_standing(np.array(losses).T, weights).argmax())
     out = np.full((len(case.y), case.width) if case.width else len(case.y), math.nan)
     for numbers, scores in said:
         out[numbers] = scores[best]
-    return {**params, name: sizes[best]} if sizes else dict(params), float(standing[best]), out
+    figure = float(_standing(np.array(figures).T, weights)[best])
+    return {**params, name: sizes[best]} if sizes else dict(params), figure, out
+
+
+_most_averaged = 16_000  # leaves: their tables are made in a few seconds
+
+
+def _members(case: _Case, params: Mapping[str, Any], reached: Mapping[str, int] | None, allows: Callable[[int], bool]) -> int:
+    """How many models a winner is the mean of: as many as its spec, its leaves and the clock, or an earlier race, allow."""
+    if not case.spec.averages or reached is not None:
+        return (reached or {}).get("members", 1)
+    model = build_pipeline(case.spec, case.features, case.scope.task, case.seed, params)[-1]
+    leaves = model.max_iter * (model.max_leaf_nodes or 31) * (case.width or 1)
+    members = min(case.spec.averages[1], _most_averaged // leaves)
+    return members if members > 1 and allows(members) else 1
 
 # %% ../nbs/16_tuning.ipynb #634f33b6
 @dataclass(frozen=True)
@@ -417,7 +440,7 @@ class Tuned:
     figures : array of shape (n_trials, n_folds)
         The race, NaN where a trial did not run.
     tried : dict
-        "trials" and "folds": how far the clock let the race go.
+        "trials", "folds" and "members": how far the clock let the race go.
     folds : array of int of shape (n_rows,)
         The fold that judged a row, and -1 for none.
     """
@@ -465,7 +488,7 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
     seconds : float, optional
         No fit begins that would not end in time, but for those without which there is no answer.
     tried : mapping, optional
-        "trials" and "folds" of an earlier race, which is run again without looking at the clock.
+        "trials", "folds" and "members" of an earlier race, which is run again without looking at the clock.
     store : TrialStore, optional
         Keeps finished trials for the case of an interruption.
     rows : int
@@ -492,12 +515,16 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
         course = pairs[: folds if tried is None else tried["folds"]]
         race = _Race(case, course, drawn, store, len(pairs), bar).run(watch)
         params, score, judged = _settle(case, pairs, drawn[race.winner], bar)
+        members = _members(case, params, tried, lambda number: race.folds > 0 and watch.allows(number * len(pairs)))
+        if spec.averages and members > 1:
+            params, score, judged = _settle(case, pairs, {**params, spec.averages[0]: members}, bar)
     out = np.full((len(df), *judged.shape[1:]), math.nan)
     out[kept] = judged
     numbers = np.full(len(df), -1)
     for number, (_, judge_on) in enumerate(pairs):
         numbers[kept[judge_on]] = number
-    return Tuned(spec, params, score, out, *_told(race, score), numbers)
+    table, figures, reached = _told(race, score)
+    return Tuned(spec, params, score, out, table, figures, {**reached, "members": members}, numbers)
 
 
 @cache

@@ -212,11 +212,9 @@ class _Turn:
         inner.steps[0] = ("prepare", self.prepared[key][0])
         return self.prepared[key][1:]
 
-    def figure(self, scores: np.ndarray, smooth: bool = False) -> float:
-        """The scope's metric on the judged rows; `smooth` puts the log loss in the place of one that counts or ranks."""
-        scope = self.case.scope
-        stepped = smooth and scope.metric in ("roc_auc", "average_precision", "accuracy", "macro_f1")
-        return _score(scorers["log_loss" if stepped else scope.metric], self.truth, scores, scope.task)
+    def figure(self, scores: np.ndarray) -> float:
+        """The scope's metric on the judged rows."""
+        return _score(scorers[self.case.scope.metric], self.truth, scores, self.case.scope.task)
 
 # %% ../nbs/16_tuning.ipynb #84a43c64
 def _is_open(spec: ModelSpec, params: Mapping[str, Any]) -> bool:
@@ -391,23 +389,27 @@ _Settled = tuple[dict[str, Any], float, np.ndarray]  # parameters, the mean figu
 
 
 def _settle(case: _Case, pairs: Sequence[Pair], params: Mapping[str, Any], bar: Any) -> _Settled:
-    """A winner on all folds, with the number of trees whose loss is least on the mean of them."""
+    """A winner on all folds, with the number of trees that is best on the mean of them."""
     name, most = case.spec.grows or ("", 0)
     sizes = np.unique(np.geomspace(5, most, 25).round().astype(int)).tolist() if _is_open(case.spec, params) else None
-    said, figures, losses = [], [], []
+    said, figures = [], []
     for pair in pairs:
         turn = _Turn(case, pair)
         said.append((turn.numbers, _say(turn, params, sizes)))
         figures.append([turn.figure(scores) for scores in said[-1][1]])
-        losses.append([turn.figure(scores, smooth=True) for scores in said[-1][1]] if sizes else [0.0])
         bar.update()
-    weights = np.array([len(fit_on) for fit_on, _ in pairs], dtype=float)
-    best = int(_standing(np.array(losses).T, weights).argmax())
+    standing = _standing(np.array(figures).T, np.array([len(fit_on) for fit_on, _ in pairs], dtype=float))
+    best = int(_smooth(standing).argmax())
     out = np.full((len(case.y), case.width) if case.width else len(case.y), math.nan)
     for numbers, scores in said:
         out[numbers] = scores[best]
-    figure = float(_standing(np.array(figures).T, weights)[best])
-    return {**params, name: sizes[best]} if sizes else dict(params), figure, out
+    return {**params, name: sizes[best]} if sizes else dict(params), float(standing[best]), out
+
+
+def _smooth(figures: np.ndarray) -> np.ndarray:
+    """Each figure as the mean of itself and of two on either side: a peak among worse neighbours is luck."""
+    near = [figures[max(0, i - 2):i + 3] for i in range(len(figures))]
+    return np.array([some.mean() for some in near])
 
 
 _most_averaged = 16_000  # leaves: their tables are made in a few seconds

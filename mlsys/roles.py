@@ -297,7 +297,8 @@ class Serving:
         self.limits, self.lineup, self._loading = limits or Limits(), LineUp(), threading.Lock()
         self._watch = Watch(Registry(source), self.limits) if isinstance(source, Project) else None
         if not isinstance(source, Project):
-            self.lineup = LineUp(Holder(load_version(Path(source)), limits=self.limits))
+            version = load_version(Path(source), Path(source).with_name("tables"))
+            self.lineup = LineUp(Holder(version, limits=self.limits))
             check_before_serving(self.lineup.leader)
             return
         try:

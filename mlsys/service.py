@@ -505,19 +505,23 @@ def pinned(packages: list[str]) -> list[str]:
 
 
 def stage(project: Project, folder: Path) -> Path:
-    """Lay out what a Bento carries: the champion, the project's package, the library, and the pinned bentofile.
+    """Lay out what a Bento carries: the champion and its tables, the project's package, the library, the pinned bentofile.
 
     Raises
     ------
     MlsysError
         If there is no champion or no bentofile.
     """
+    from mlsys.registry import load_version
+
     version, source = champion(project), project.root / "bentofile.yaml"
     skip = shutil.ignore_patterns("__pycache__", ".*", "*.ipynb")
     shutil.copytree(Path(mlsys.__file__).parent, folder / "mlsys", ignore=skip)
     if project.source.exists() and project.package.split(".")[0] != "mlsys":
         shutil.copytree(project.source, folder.joinpath(*project.package.split(".")), ignore=skip)
     shutil.copytree(version.folder, folder / "model_version")
+    if explainer := load_version(folder / "model_version", folder / "tables").explainer:
+        explainer.kernel  # noqa: B018  its tables are made and packed
     build = read_bentofile(source)
     build.setdefault("name", project.name.lower())
     build["python"]["packages"] = pinned(build["python"]["packages"])

@@ -247,6 +247,11 @@ class Ledger:
             raise MlsysError(f"The ledger could not be {action}: {getattr(error, 'orig', None) or error}. "
                              "Check MLSYS_DATABASE_URL, the free disk space, and who else holds it.") from error
 
+    def end(self) -> dict[str, Any] | None:
+        """Number and hash of the last row: what can be asked often, to see whether there is more to read."""
+        with self._failing_clearly("read"), self.engine.begin() as connection:
+            return self._end(connection)
+
     def _end(self, connection: sa.Connection) -> dict[str, Any] | None:
         found = connection.execute(sa.select(ledger_end.c.last, ledger_end.c.hash)).mappings().first()
         return dict(found) if found else None
@@ -298,8 +303,7 @@ class Ledger:
             rows, problems = self.read()
             if not problems:
                 return None
-            with self._failing_clearly("read"), self.engine.begin() as connection:
-                end = self._end(connection)
+            end = self.end()
             last = max([row["id"] for row in rows] + [end["last"] if end else 0])
             row = {"version": "", "role": "seal", "why": why, "evidence": {"problems": problems}}
             if done := self._add(rows, row, last + 1):
@@ -520,6 +524,10 @@ class RoleStore(VersionStore):
             If a row was altered, removed or slipped in; the message names it.
         """
         return self._ledger.rows()
+
+    def ledger_end(self) -> dict[str, Any] | None:
+        """Number and hash of the last change; None for a ledger from before there were hashes. A glance: nothing is checked."""
+        return self._ledger.end()
 
     def read_ledger(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The ledger as it stands, and what shows that somebody altered it."""

@@ -571,8 +571,8 @@ class RoleStore(VersionStore):
         """Where a version lies; takes what `resolve` takes, and raises as it does."""
         return super().folder(self.resolve(version))
 
-    def champion(self) -> ModelVersion | None:
-        """The version that serves, None before the first promotion.
+    def promoted(self) -> str | None:
+        """The name of the version that serves, once its digest has been verified; None before the first promotion.
 
         Raises
         ------
@@ -582,11 +582,16 @@ class RoleStore(VersionStore):
         row = current_roles(self.ledger()).get("champion")
         if row is None:
             return None
-        champion = self.get(row["version"])
-        if row["evidence"]["digest"] != champion.digest:
-            raise MlsysError(f"{champion.folder} is not the {champion.version} that was promoted on "
-                             f"{row['at']:%Y-%m-%d}: its digest differs. Restore it from a backup, or retrain.")
-        return champion
+        folder = self.folder(row["version"])
+        if row["evidence"]["digest"] != verify_version(folder)["digest"]:
+            raise MlsysError(f"{folder} is not the {row['version']} that was promoted on {row['at']:%Y-%m-%d}: its digest "
+                             "differs. Restore it from a backup, or retrain.")
+        return str(row["version"])
+
+    def champion(self) -> ModelVersion | None:
+        """The version that serves, loaded; None before the first promotion. Raises as `promoted` does."""
+        version = self.promoted()
+        return None if version is None else self.get(version)
 
 # %% ../nbs/27_registry.ipynb #8fa2386a
 class Registry(RoleStore):

@@ -255,8 +255,9 @@ class Watch:
 
     def __init__(self, registry: Registry, limits: Limits, patience: float = 60.0, glances: float = 5.0) -> None:
         self.registry, self.limits, self.patience, self.glances = registry, limits, patience, glances
-        self._end, self._due = None, -math.inf  # the end of the ledger that was read, and when to read it again
+        self._end: Any = None  # of the ledger that was read
         self._read: Any = None  # the last row of the ledger that was followed
+        self._due = -math.inf  # when to read all of it again
         self._again, self._awaited = math.inf, None  # when to try again; the champion before, if it is to be loaded
 
     def look(self, before: LineUp) -> tuple[LineUp, list[MlsysError]]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'workers', 'bundled_version', 'started_in', 'database_url', 'serving_runtime', 'agreed_scope', 'guard',
            'deserted', 'follow', 'show_roles', 'exports_spans', 'tracing_to', 'MlsysService', 'access_lines', 'gateway',
-           'Outermost', 'champion', 'Listen', 'check_start', 'check_certificate', 'free_port', 'RunningService',
-           'start_service', 'running_service', 'curl_example', 'example_row', 'serve', 'read_bentofile', 'pinned',
-           'stage', 'build_bento']
+           'Outermost', 'champion_name', 'champion', 'Listen', 'check_start', 'check_certificate', 'free_port',
+           'RunningService', 'start_service', 'running_service', 'curl_example', 'example_row', 'serve',
+           'read_bentofile', 'pinned', 'stage', 'build_bento']
 
 # %% ../nbs/39_service.ipynb #c08c414e
 import os
@@ -259,19 +259,26 @@ else:
     MlsysService.__class__ = Outermost  # type: ignore[method-assign]
 
 # %% ../nbs/39_service.ipynb #735b39f4
-def champion(project: Project) -> "ModelVersion":
-    """The version that serves; NoModel says what to do when there is none."""
+def champion_name(project: Project) -> str:
+    """The name of the version that serves; NoModel says what to do when there is none."""
     from mlsys.registry import Registry
-    from mlsys.serving import NoModel
 
     registry = Registry(project)
-    version = registry.champion()
-    if version is None and (known := registry.versions()):
+    if version := registry.promoted():
+        return version
+    from mlsys.serving import NoModel
+
+    if known := registry.versions():
         raise NoModel(f"No version serves yet; there are {', '.join(known)}, and none was promoted. See what their gates say "
                       f"(mlsys models), then train again, or: mlsys promote {known[-1]}")
-    if version is None:
-        raise NoModel("There is no model to serve yet. Train and promote one first: mlsys retrain")
-    return version
+    raise NoModel("There is no model to serve yet. Train and promote one first: mlsys retrain")
+
+
+def champion(project: Project) -> "ModelVersion":
+    """The version that serves, loaded; raises as `champion_name` does."""
+    from mlsys.registry import Registry
+
+    return Registry(project).get(champion_name(project))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,8 +297,8 @@ class Listen:
         return f"{'https' if self.certfile else 'http'}://{shown}:{self.port}"
 
 
-def check_start(project: Project, port: int, host: str) -> "ModelVersion":
-    """The version that will serve; a start that cannot work is refused.
+def check_start(project: Project, port: int, host: str) -> str:
+    """The name of the version that will serve; a start that cannot work is refused.
 
     Raises
     ------
@@ -315,7 +322,7 @@ def check_start(project: Project, port: int, host: str) -> "ModelVersion":
         except OSError as error:
             raise MlsysError(f"Port {port} on {host} cannot be used ({error.strerror}). "
                              f"Stop what runs there, or choose another one: --port {port + 1}.") from None
-    return champion(project)
+    return champion_name(project)
 
 
 def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
@@ -475,15 +482,16 @@ def serve(project: Project, listen: Listen) -> None:
     for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
     version = check_start(project, listen.port, listen.host)
-    print(f"Starting {project.name} {version.version} ...", flush=True)
+    print(f"Starting {project.name} {version} ...", flush=True)
     service = start_service(project, listen)
     try:
+        row = example_row(champion(project))  # loaded here while the service loads it there
         while not stopped.is_set() and not service.ready():
             service.check_running()
             stopped.wait(0.05)
         if not stopped.is_set():
             print(f"Ready: {service.url}   (page, /model, /schema, /docs.json, /metrics; log: {service.log})\n\n"
-                  f"{curl_example(service.url, example_row(version))}\n\nStop with Ctrl-C.", flush=True)
+                  f"{curl_example(service.url, row)}\n\nStop with Ctrl-C.", flush=True)
         while not stopped.wait(0.5):
             service.bound_log()
             service.check_running()

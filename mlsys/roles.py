@@ -305,8 +305,8 @@ class Serving:
         self.limits, self.lineup, self._loading = limits or Limits(), LineUp(), threading.Lock()
         self._watch = Watch(Registry(source), self.limits) if isinstance(source, Project) else None
         if not isinstance(source, Project):
-            version = load_version(Path(source), Path(source).with_name("tables"))
-            self.lineup = LineUp(Holder(version, limits=self.limits))
+            packed = Path(source).with_name("tables")  # in a Bento
+            self.lineup = LineUp(Holder(load_version(Path(source), packed if packed.is_dir() else None), limits=self.limits))
             check_before_serving(self.lineup.leader)
             return
         try:

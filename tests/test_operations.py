@@ -30,7 +30,8 @@ from benchmarks.parcels import make_project
 from benchmarks.soak import Case, Clients, cases, kill, without_row, workers
 from mlsys.core import MlsysError, Project
 from mlsys.registry import Registry
-from mlsys.service import RunningService, check_certificate, check_start, exports_spans, free_port, running_service
+from mlsys.roles import Serving
+from mlsys.service import RunningService, check_certificate, check_start, exports_spans, free_port, running_service, stage
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +243,22 @@ def test_tables_are_whole_whoever_makes_them_at_once_or_dies_over_it(project, ta
         victim.kill()
     assert not tables.exists() and len(list(tables.parent.iterdir())) == 1  # what it had written, under another name
     assert made(1) == whole
+
+
+def test_a_bento_brings_its_tables_and_serves_without_them_too(project, tables, tmp_path, monkeypatch):
+    registry = Registry(project)
+    registry.promote("v2", "it has trees")
+    folder = stage(project, tmp_path)
+    registry.promote("v1", "where it begins")
+    (packed,) = (folder / "tables").iterdir()
+    assert packed.name == tables.name and packed.read_bytes() == tables.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("mlsys.trees._make", lambda *_: pytest.fail("the tables were made again"))
+        assert Serving(folder / "model_version").ready()
+    packed.unlink()
+    packed.parent.rmdir()
+    assert Serving(folder / "model_version").ready()
+    assert not packed.parent.exists()  # nothing is written beside a version that came without
 
 
 @pytest.mark.stress

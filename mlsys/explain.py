@@ -7,9 +7,12 @@ __all__ = ['Perturbation', 'Explanation', 'feature_columns', 'is_explainable', '
            'plot_beeswarm', 'plot_dependence', 'compare_explanations', 'plot_explanation_change']
 
 # %% ../nbs/25_explain.ipynb #f12fb4f6
+import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,10 +24,11 @@ from scipy import sparse
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
-from .core import MlsysError, UsageError, did_you_mean
+from .core import MlsysError, UsageError, content_hash, did_you_mean
 from .evaluate import blue, grey, new_axes, orange
 from .features import FeatureSet, inputs_of
 from .models import encoded_sources
+from .shared import kept_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,11 +174,16 @@ class _Tables:
     method = "tables"
 
     def __init__(self, model: Any, places: Sequence[int], width: int, outputs: Sequence[int] | None,
-                 counts: Sequence[int] | None):
+                 counts: Sequence[int] | None, folder: Path | None):
         from mlsys.trees import TreeShapley, read_trees  # numba takes a second, which not everybody should wait for
 
-        self.width = width
-        self.shapley = TreeShapley(read_trees(model), places, counts, outputs, width)
+        self.width, trees = width, read_trees(model)
+        if folder is None:
+            self.shapley = TreeShapley(trees, places, counts, outputs, width)
+            return
+        arrays = [np.asarray(getattr(trees, one.name)).tobytes() for one in fields(trees)]
+        name = content_hash(Path(inspect.getfile(TreeShapley)), np.__version__, [places, outputs, counts], *arrays)
+        self.shapley = TreeShapley(trees, places, counts, outputs, width, keep=partial(kept_arrays, folder / f"{name[:32]}.npy"))
 
     def __call__(self, prepared: Any, chosen: Any) -> tuple[Any, np.ndarray]:
         """Base and contributions by feature, for one output or for that of each row."""
@@ -213,12 +222,12 @@ class _ByShap:
 
 
 def _tree_kernel(model: Any, places: Sequence[int], width: int, outputs: Sequence[int] | None,
-                 counts: Sequence[int] | None) -> Any:
+                 counts: Sequence[int] | None, folder: Path | None) -> Any:
     """Tables where they fit, shap where not; a background has no other way."""
     from mlsys.trees import TooLarge
 
     try:
-        return _Tables(model, places, width, outputs, counts)
+        return _Tables(model, places, width, outputs, counts, folder)
     except TooLarge as error:
         if counts is not None:
             raise
@@ -341,7 +350,7 @@ def is_explainable(pipeline: Pipeline) -> bool:
     return hasattr(model, "coef_") and hasattr(model, "intercept_") or isinstance(model, _trees + _constant)
 
 
-def _kernel(model: Any, task: str, state: Mapping[str, Any]) -> Any:
+def _kernel(model: Any, task: str, state: Mapping[str, Any], folder: Path | None) -> Any:
     """What computes base and contributions of prepared rows."""
     position = {name: i for i, name in enumerate(state["features"])}
     places, width = [position[source] for source in state["sources"]], len(position)
@@ -350,7 +359,7 @@ def _kernel(model: Any, task: str, state: Mapping[str, Any]) -> Any:
     if state["kind"] == "constant":
         return _Constant(model, width)
     outputs = [1] if state["unit"] == "probability" and task == "binary" else None
-    return _tree_kernel(model, places, width, outputs, state.get("counts"))
+    return _tree_kernel(model, places, width, outputs, state.get("counts"), folder)
 
 # %% ../nbs/25_explain.ipynb #50c53051
 class Explainer:
@@ -364,10 +373,12 @@ class Explainer:
         The scope's.
     state : dict
         As `to_dict` gives it. Use `Explainer.of` for a pipeline that was just fitted.
+    folder : Path, optional
+        Where the tables of tree ensembles are kept, for the next process and for those beside it.
     """
 
-    def __init__(self, pipeline: Pipeline, task: str, state: dict[str, Any]):
-        self.pipeline, self.task, self.state = pipeline, task, state
+    def __init__(self, pipeline: Pipeline, task: str, state: dict[str, Any], folder: Path | None = None):
+        self.pipeline, self.task, self.state, self.folder = pipeline, task, state, folder
         self._model = pipeline[-1]
         self.features: list[str] = state["features"]
         self.unit: str = state["unit"]
@@ -407,7 +418,7 @@ class Explainer:
         """What computes: `kernel(prepared, outputs)` gives base and contributions. Made when first asked for."""
         if self._made is None:
             with self._lock:
-                self._made = self._made or _kernel(self._model, self.task, self.state)
+                self._made = self._made or _kernel(self._model, self.task, self.state, self.folder)
         return self._made
 
     @property
@@ -473,9 +484,9 @@ class Explainer:
         return dict(self.state)
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any], pipeline: Pipeline, task: str) -> "Explainer":
-        """The explainer that `to_dict` wrote, for the same pipeline."""
-        return cls(pipeline, task, dict(state))
+    def from_dict(cls, state: dict[str, Any], pipeline: Pipeline, task: str, folder: Path | None = None) -> "Explainer":
+        """The explainer that `to_dict` wrote, for the same pipeline; tables of trees are kept in the folder."""
+        return cls(pipeline, task, dict(state), folder)
 
 # %% ../nbs/25_explain.ipynb #691de6da
 def plot_importance(explanation: Explanation, top: int = 12, ax: "Axes | None" = None) -> "Axes":

@@ -247,6 +247,11 @@ class Ledger:
             raise MlsysError(f"The ledger could not be {action}: {getattr(error, 'orig', None) or error}. "
                              "Check MLSYS_DATABASE_URL, the free disk space, and who else holds it.") from error
 
+    def end(self) -> dict[str, Any] | None:
+        """Number and hash of the last row: what can be asked often, to see whether there is more to read."""
+        with self._failing_clearly("read"), self.engine.begin() as connection:
+            return self._end(connection)
+
     def _end(self, connection: sa.Connection) -> dict[str, Any] | None:
         found = connection.execute(sa.select(ledger_end.c.last, ledger_end.c.hash)).mappings().first()
         return dict(found) if found else None
@@ -298,8 +303,7 @@ class Ledger:
             rows, problems = self.read()
             if not problems:
                 return None
-            with self._failing_clearly("read"), self.engine.begin() as connection:
-                end = self._end(connection)
+            end = self.end()
             last = max([row["id"] for row in rows] + [end["last"] if end else 0])
             row = {"version": "", "role": "seal", "why": why, "evidence": {"problems": problems}}
             if done := self._add(rows, row, last + 1):
@@ -521,6 +525,10 @@ class RoleStore(VersionStore):
         """
         return self._ledger.rows()
 
+    def ledger_end(self) -> dict[str, Any] | None:
+        """Number and hash of the last change; None for a ledger from before there were hashes. A glance: nothing is checked."""
+        return self._ledger.end()
+
     def read_ledger(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The ledger as it stands, and what shows that somebody altered it."""
         return self._ledger.read()
@@ -563,8 +571,8 @@ class RoleStore(VersionStore):
         """Where a version lies; takes what `resolve` takes, and raises as it does."""
         return super().folder(self.resolve(version))
 
-    def champion(self) -> ModelVersion | None:
-        """The version that serves, None before the first promotion.
+    def promoted(self) -> str | None:
+        """The name of the version that serves, once its digest has been verified; None before the first promotion.
 
         Raises
         ------
@@ -574,11 +582,16 @@ class RoleStore(VersionStore):
         row = current_roles(self.ledger()).get("champion")
         if row is None:
             return None
-        champion = self.get(row["version"])
-        if row["evidence"]["digest"] != champion.digest:
-            raise MlsysError(f"{champion.folder} is not the {champion.version} that was promoted on "
-                             f"{row['at']:%Y-%m-%d}: its digest differs. Restore it from a backup, or retrain.")
-        return champion
+        folder = self.folder(row["version"])
+        if row["evidence"]["digest"] != verify_version(folder)["digest"]:
+            raise MlsysError(f"{folder} is not the {row['version']} that was promoted on {row['at']:%Y-%m-%d}: its digest "
+                             "differs. Restore it from a backup, or retrain.")
+        return str(row["version"])
+
+    def champion(self) -> ModelVersion | None:
+        """The version that serves, loaded; None before the first promotion. Raises as `promoted` does."""
+        version = self.promoted()
+        return None if version is None else self.get(version)
 
 # %% ../nbs/27_registry.ipynb #8fa2386a
 class Registry(RoleStore):

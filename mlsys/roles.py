@@ -249,18 +249,26 @@ class Watch:
         How much one request may ask for.
     patience : float
         Seconds until a version that could not be loaded is tried again.
+    glances : float
+        Seconds for which a glance at the ledger's end will do; then all of it is read and checked.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, patience: float = 60.0) -> None:
-        self.registry, self.limits, self.patience = registry, limits, patience
+    def __init__(self, registry: Registry, limits: Limits, patience: float = 60.0, glances: float = 5.0) -> None:
+        self.registry, self.limits, self.patience, self.glances = registry, limits, patience, glances
+        self._end: Any = None  # of the ledger that was read
         self._read: Any = None  # the last row of the ledger that was followed
+        self._due = -math.inf  # when to read all of it again
         self._again, self._awaited = math.inf, None  # when to try again; the champion before, if it is to be loaded
 
     def look(self, before: LineUp) -> tuple[LineUp, list[MlsysError]]:
         """The line-up that follows, and what could not be loaded at this look."""
+        now, end = time.monotonic(), self.registry.ledger_end()
+        if end is not None and end == self._end and now < min(self._due, self._again):
+            return self._with_reserve(before)
         rows = self.registry.ledger()
+        self._end, self._due = end, now + self.glances
         last = max((row["id"] for row in rows), default=0)
-        if last == self._read and time.monotonic() < self._again:
+        if last == self._read and now < self._again:
             return self._with_reserve(before)
         self._read, self._again = last, math.inf
         lineup, errors = line_up(self.registry, rows, before, self.limits)
@@ -297,7 +305,8 @@ class Serving:
         self.limits, self.lineup, self._loading = limits or Limits(), LineUp(), threading.Lock()
         self._watch = Watch(Registry(source), self.limits) if isinstance(source, Project) else None
         if not isinstance(source, Project):
-            self.lineup = LineUp(Holder(load_version(Path(source)), limits=self.limits))
+            packed = Path(source).with_name("tables")  # in a Bento
+            self.lineup = LineUp(Holder(load_version(Path(source), packed if packed.is_dir() else None), limits=self.limits))
             check_before_serving(self.lineup.leader)
             return
         try:

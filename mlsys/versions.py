@@ -477,13 +477,15 @@ class ModelVersion:
         return f"ModelVersion({self.version}, {self.scope.name}, {self.digest[:12]})"
 
 # %% ../nbs/26_versions.ipynb #88370e77
-def load_version(folder: Path) -> ModelVersion:
+def load_version(folder: Path, tables: Path | None = None) -> ModelVersion:
     """A version from its folder, once its digest has been verified.
 
     Parameters
     ----------
     folder : Path
         Anywhere: in a registry or in a Bento.
+    tables : Path, optional
+        A folder where the tables of its explanations are kept, see `Explainer`.
 
     Raises
     ------
@@ -510,7 +512,7 @@ def load_version(folder: Path) -> ModelVersion:
     inner = load_model((folder / "model.skops").read_bytes(), package, private)
     pipeline = Pipeline([("features", features), *inner.steps])
     explained = state["explainer"]
-    explainer = None if explained is None else Explainer.from_dict(explained, pipeline, scope.task)
+    explainer = None if explained is None else Explainer.from_dict(explained, pipeline, scope.task, tables)
     schema = Schema.from_json((folder / "schema.json").read_text(encoding="utf-8"))
     past = HistorySet.from_dict(read_json(folder / "history.json")) if "history.json" in manifest["files"] else HistorySet()
     return ModelVersion(
@@ -596,11 +598,11 @@ class VersionStore:
     Parameters
     ----------
     root : Path
-        Where the folders v1, v2, ... lie.
+        Where the folders v1, v2, ... lie; beside it, in `tables`, what can be made again at any time.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.tables = root, root.with_name("tables")
 
     def versions(self) -> list[str]:
         """The names of all versions, oldest first."""
@@ -625,7 +627,7 @@ class VersionStore:
 
     def get(self, version: str) -> ModelVersion:
         """A version, once its digest has been verified; raises as `folder` and `load_version` do."""
-        return load_version(self.folder(version))
+        return load_version(self.folder(version), self.tables)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -653,8 +655,10 @@ class VersionStore:
             folder = _new_folder(self.root)
             try:
                 _write(folder, {**content, **beside, "manifest.json": _json(manifest)})
-                draft = load_version(folder)
+                draft = load_version(folder, self.tables)
                 _check_same(draft)
+                if draft.explainer:
+                    draft.explainer.kernel  # noqa: B018  its tables are made and kept, so that no promotion waits for them
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -680,4 +684,5 @@ class VersionStore:
         manifest = verify_version(draft.folder)
         with self._writing():
             _write(draft.folder, {"lineage.json": _json({**draft.lineage, **lineage})})
-            return load_version(_take_next_name(draft.folder, manifest, max([last, *map(version_number, self.versions())])))
+            name = _take_next_name(draft.folder, manifest, max([last, *map(version_number, self.versions())]))
+            return load_version(name, self.tables)

@@ -30,7 +30,8 @@ from benchmarks.parcels import make_project
 from benchmarks.soak import Case, Clients, cases, kill, without_row, workers
 from mlsys.core import MlsysError, Project
 from mlsys.registry import Registry
-from mlsys.service import RunningService, check_certificate, check_start, exports_spans, free_port, running_service
+from mlsys.roles import Serving
+from mlsys.service import RunningService, check_certificate, check_start, exports_spans, free_port, running_service, stage
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,106 @@ def test_a_promotion_and_a_rollback_reach_every_worker_without_a_failed_request(
     assert {"v1", "v2"} == set(told.last)
     assert not told.wrong and not told.failed, (told.wrong[:3], told.failed[:3])
     assert without_row(project, told.ids) == 0
+
+
+@pytest.fixture(scope="module")
+def tables(project: Project) -> Path:
+    """The file of tables of v2, the version of trees; registration made it."""
+    (file,) = (project.var / "tables").glob("*.npy")
+    return file
+
+
+making = """
+import os, sys, time
+from mlsys.core import Project
+from mlsys.registry import Registry
+
+def hang(file):
+    print("writes", flush=True)
+    time.sleep(600)
+if sys.argv[2] == "hangs":
+    os.fsync = hang
+print(Registry(Project.find(sys.argv[1])).get("v2").explainer.method, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def makers(project: Project, number: int, how: str = "works") -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that need the tables; none is left at the end."""
+    words = [sys.executable, "-c", making, str(project.root), how]
+    begun = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(number)]
+    try:
+        yield begun
+    finally:
+        for one in begun:
+            one.kill()
+            one.communicate()
+
+
+@pytest.mark.stress
+def test_workers_share_the_tables_of_a_version_that_was_registered(project, service, tables):
+    registry = Registry(project)
+    registry.promote("v2", "it has trees")
+    all_answer(service.url, lambda: team(service))
+    eventually(lambda: metric(service.url, 'mlsys_serves{model="v2",role="champion"}') == 1)
+    eventually(lambda: all(str(tables) in [one.path for one in process.memory_maps()] for process in team(service)),
+               what="a worker has tables of its own")
+    registry.promote("v1", "where it begins")
+
+
+@pytest.mark.stress
+def test_damaged_tables_change_no_answer_and_are_made_anew(project, asked, tables):
+    whole = tables.read_bytes()
+    row = json.loads(asked[0][0])["rows"][0]
+
+    def reasons() -> dict[str, float]:
+        with running_service(project) as service:
+            answer = httpx.post(f"{service.url}/predict", json={"rows": [row], "explain": True}, timeout=60).json()
+        (told,) = answer["predictions"]
+        assert told["model"] == "v2" and told["role"] == "champion" and not told["warnings"]
+        return {one["feature"]: one["contribution"] for one in told["explanation"]["contributions"]}
+    Registry(project).promote("v2", "it has trees")
+    expected, middle = reasons(), len(whole) // 2
+    tables.unlink()
+    tables.write_bytes(whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1:])
+    assert reasons() == expected
+    assert tables.read_bytes() == whole
+    Registry(project).promote("v1", "where it begins")
+
+
+@pytest.mark.stress
+def test_tables_are_whole_whoever_makes_them_at_once_or_dies_over_it(project, tables):
+    whole = tables.read_bytes()
+
+    def made(number: int) -> bytes:
+        with makers(project, number) as several:
+            for one in several:
+                assert one.communicate(timeout=120)[0].strip() == "tables"
+        return tables.read_bytes()
+    tables.unlink()
+    assert made(3) == whole
+    tables.unlink()
+    with makers(project, 1, "hangs") as (victim,):
+        assert victim.stdout and victim.stdout.readline().strip() == "writes"
+        victim.kill()
+    assert not tables.exists() and len(list(tables.parent.iterdir())) == 1  # what it had written, under another name
+    assert made(1) == whole
+
+
+def test_a_bento_brings_its_tables_and_serves_without_them_too(project, tables, tmp_path, monkeypatch):
+    registry = Registry(project)
+    registry.promote("v2", "it has trees")
+    folder = stage(project, tmp_path)
+    registry.promote("v1", "where it begins")
+    (packed,) = (folder / "tables").iterdir()
+    assert packed.name == tables.name and packed.read_bytes() == tables.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("mlsys.trees._make", lambda *_: pytest.fail("the tables were made again"))
+        assert Serving(folder / "model_version").ready()
+    packed.unlink()
+    packed.parent.rmdir()
+    assert Serving(folder / "model_version").ready()
+    assert not packed.parent.exists()  # nothing is written beside a version that came without
 
 
 @pytest.mark.stress

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metadata', 'prediction_table', 'label_table', 'published_table', 'loss_table', 'prediction_fields', 'as_utc',
-           'to_json', 'JsonText', 'EntityKey', 'Request', 'LogDatabase', 'PredictionLog', 'open_log']
+           'to_json', 'JsonText', 'EntityKey', 'new_id', 'Request', 'LogDatabase', 'PredictionLog', 'open_log']
 
 # %% ../nbs/30_prediction_log.ipynb #49e5718b
 import datetime as dt
@@ -185,7 +185,20 @@ class EntityKey:
         return forms
 
 # %% ../nbs/30_prediction_log.ipynb #52a53293
+def new_id() -> str:
+    """An id for a prediction: 32 hexadecimal digits that nobody can guess, and that grow with time.
+
+    Notes
+    -----
+    As UUID version 7 (RFC 9562, section 5.7): 48 bits of milliseconds since 1970, the rest random, here all 80 bits of it.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
 prediction_fields = ("id", "at", "version", "role", "entity", "row", "score", "decision", "warnings", "explanation")
+
+
+_without_zone = len("2026-03-31 18:05:00.000000")
 
 
 def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None, ...]:
@@ -197,8 +210,8 @@ def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None,
         if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
             raise MlsysError(f"A prediction's {name} is a text of 1 to {most} characters, not {str(value)[:80]!r}. "
                              "Nothing of this request was kept.")
-    moment = as_utc(at).isoformat(" ", "microseconds")
-    return (id, moment, version, role, entity, *(None if value is None else to_json(value) for value in values))
+    moment = (at if isinstance(at, dt.datetime) and at.tzinfo is dt.UTC else as_utc(at)).isoformat(" ", "microseconds")
+    return (id, moment[:_without_zone], version, role, entity, *(None if value is None else to_json(value) for value in values))
 
 # %% ../nbs/30_prediction_log.ipynb #5e45510b
 @dataclass(frozen=True, slots=True)

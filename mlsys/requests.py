@@ -244,8 +244,11 @@ class Intake:
         check_size(rows, self.limits, most)
         found = RowCheck([], [], [])
         for number, row in enumerate(rows):
-            clean = self.glance(row)
-            checked = self.examine(number, row) if clean is None else RowCheck([], [[]], [clean])
+            if (clean := self.glance(row)) is not None:
+                found.warnings.append([])
+                found.clean.append(clean)
+                continue
+            checked = self.examine(number, row)
             found.errors.extend(checked.errors)
             found.warnings.extend(checked.warnings)
             found.clean.extend(checked.clean)

@@ -386,6 +386,7 @@ def compile_model(model: Any, task: str) -> Kernel:
     from mlsys.trees import read_trees  # numba takes a second
 
     trees = read_trees(model)
+    trees.predict(np.zeros((100, trees.columns)))  # so that no request waits for machine code
     if isinstance(model, _averages):
         column = int(task == "binary")
         return Kernel(trees.predict if task == "multiclass" else lambda X: trees.predict(X)[:, column], _same)

@@ -198,8 +198,6 @@ def new_id() -> str:
 prediction_fields = ("id", "at", "version", "role", "entity", "row", "score", "decision", "warnings", "explanation")
 
 
-_without_zone = len("2026-03-31 18:05:00.000000")
-
 
 def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None, ...]:
     """A prediction as the database's text; MlsysError when it cannot be one."""
@@ -210,11 +208,11 @@ def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None,
         if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
             raise MlsysError(f"A prediction's {name} is a text of 1 to {most} characters, not {str(value)[:80]!r}. "
                              "Nothing of this request was kept.")
-    moment = (at if isinstance(at, dt.datetime) and at.tzinfo is dt.UTC else as_utc(at)).isoformat(" ", "microseconds")
-    return (id, moment[:_without_zone], version, role, entity, *(None if value is None else to_json(value) for value in values))
+    moment = as_utc(at).isoformat(" ", "microseconds")
+    return (id, moment, version, role, entity, *(None if value is None else to_json(value) for value in values))
 
 # %% ../nbs/30_prediction_log.ipynb #5e45510b
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What one request adds to the log: predictions, and events for the history."""
     predictions: Sequence[Any]
@@ -442,13 +440,17 @@ class PredictionLog:
         Unavailable
             While the log fails, when the scope says to refuse then.
         """
-        if self.failing and self.when_log_fails == "refuse":
-            raise self.failing
-        return self._writer.later(Request(predictions))
+        return self._later(Request(predictions))
 
     def _went_on(self, request: Request) -> bool:
         """Whether a request need not wait; with a full buffer everyone waits."""
-        return not (self.durable or request.events) and self.record_nowait(request.predictions)
+        return not (self.durable or request.events) and self._later(request)
+
+    def _later(self, request: Request) -> bool:
+        """Hand a request over, if there is room for it."""
+        if self.when_log_fails == "refuse" and self.failing:
+            raise self.failing
+        return self._writer.later(request)
 
     def _write(self, batches: list[Batch]) -> list[Exception | None]:
         """What the writer's thread does with the batches of many requests."""

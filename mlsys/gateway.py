@@ -41,7 +41,7 @@ _plain_id = re.compile(rb"[A-Za-z0-9._:-]{1,64}").fullmatch
 _trace = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch  # W3C Trace Context, section 3.2
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True):  # made in a sixth of a named tuple's time, as a reply and a note are
     """A request."""
     method: str
     path: str
@@ -60,7 +60,7 @@ def asked(scope: Mapping[str, Any]) -> Asked:
     return Asked(scope["method"], scope["path"], headers, id, known[1].decode() if known else "")
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True):
     """An answer."""
     body: bytes
     status: int = 200
@@ -177,7 +177,7 @@ def observe_all(histogram: Any, values: Iterable[float]) -> None:
     histogram._sum.inc(total)
 
 # %% ../nbs/38_gateway.ipynb #b69ee153
-class Note(NamedTuple):
+class Note(msgspec.Struct, frozen=True):
     """What the journal keeps of one request."""
     at: float  # seconds since 1970
     request: str
@@ -437,7 +437,7 @@ async def respond(gateway: Gateway, runtime: "Runtime", request: Asked, scope: A
         body = await read_body(request.headers, receive, limits.max_body_bytes)
         if route.answer is None:
             return await predict(gateway, runtime, body, facts)
-        request = request._replace(body=body)
+        request = msgspec.structs.replace(request, body=body)
     if path == "/metrics":
         gateway.journal.flush()
     assert route.answer is not None

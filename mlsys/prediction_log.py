@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metadata', 'prediction_table', 'label_table', 'published_table', 'loss_table', 'prediction_fields', 'as_utc',
-           'to_json', 'JsonText', 'EntityKey', 'Request', 'LogDatabase', 'PredictionLog', 'open_log']
+           'to_json', 'JsonText', 'EntityKey', 'new_id', 'Request', 'LogDatabase', 'PredictionLog', 'open_log']
 
 # %% ../nbs/30_prediction_log.ipynb #49e5718b
 import datetime as dt
@@ -185,7 +185,18 @@ class EntityKey:
         return forms
 
 # %% ../nbs/30_prediction_log.ipynb #52a53293
+def new_id() -> str:
+    """An id for a prediction: 32 hexadecimal digits that nobody can guess, and that grow with time.
+
+    Notes
+    -----
+    As UUID version 7 (RFC 9562, section 5.7): 48 bits of milliseconds since 1970, the rest random, here all 80 bits of it.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
 prediction_fields = ("id", "at", "version", "role", "entity", "row", "score", "decision", "warnings", "explanation")
+
 
 
 def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None, ...]:
@@ -201,7 +212,7 @@ def _texts(prediction: Mapping[str, Any] | tuple[Any, ...]) -> tuple[str | None,
     return (id, moment, version, role, entity, *(None if value is None else to_json(value) for value in values))
 
 # %% ../nbs/30_prediction_log.ipynb #5e45510b
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What one request adds to the log: predictions, and events for the history."""
     predictions: Sequence[Any]
@@ -429,13 +440,17 @@ class PredictionLog:
         Unavailable
             While the log fails, when the scope says to refuse then.
         """
-        if self.failing and self.when_log_fails == "refuse":
-            raise self.failing
-        return self._writer.later(Request(predictions))
+        return self._later(Request(predictions))
 
     def _went_on(self, request: Request) -> bool:
         """Whether a request need not wait; with a full buffer everyone waits."""
-        return not (self.durable or request.events) and self.record_nowait(request.predictions)
+        return not (self.durable or request.events) and self._later(request)
+
+    def _later(self, request: Request) -> bool:
+        """Hand a request over, if there is room for it."""
+        if self.when_log_fails == "refuse" and self.failing:
+            raise self.failing
+        return self._writer.later(request)
 
     def _write(self, batches: list[Batch]) -> list[Exception | None]:
         """What the writer's thread does with the batches of many requests."""

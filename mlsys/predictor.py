@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -61,6 +62,13 @@ class Answers:
     values: Sequence[Sequence[Any]] = ()
     base: np.ndarray | None = None
     contributions: np.ndarray | None = None
+
+    @cached_property
+    def ranked(self) -> list[tuple[list[int], list[float]]]:
+        """For each row the numbers of its features, the largest contributions first, and the contributions as plain numbers."""
+        assert self.contributions is not None
+        order = np.argsort(-np.abs(self.contributions), axis=1, kind="stable")
+        return list(zip(order.tolist(), self.contributions.tolist(), strict=True))
 
 
 def answer_by_pandas(version: ModelVersion, rows: list[dict[str, Any]], explain: bool = False) -> Answers:
@@ -378,6 +386,7 @@ def compile_model(model: Any, task: str) -> Kernel:
     from mlsys.trees import read_trees  # numba takes a second
 
     trees = read_trees(model)
+    trees.predict(np.zeros((100, trees.columns)))  # so that no request waits for machine code
     if isinstance(model, _averages):
         column = int(task == "binary")
         return Kernel(trees.predict if task == "multiclass" else lambda X: trees.predict(X)[:, column], _same)

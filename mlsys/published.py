@@ -10,7 +10,6 @@ __all__ = ['whose_published', 'publish', 'read_published', 'count_published', 'a
 import datetime as dt
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .core import MlsysError, Unavailable, UsageError
-from .prediction_log import EntityKey, PredictionLog, as_utc, prediction_fields, published_table
+from .prediction_log import EntityKey, PredictionLog, as_utc, new_id, prediction_fields, published_table
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, NotPublished, TooManyRows, check_size, oversized
 from .roles import LineUp
@@ -206,7 +205,7 @@ def from_store(found: Mapping[str, Any], age: float, largest: int | None) -> tup
         Contributions to list: 0 for no explanation, None for all.
     """
     explanation = None if largest == 0 else shortened(found["explanation"], largest)
-    answer = {"id": os.urandom(16).hex(), "score": found["score"], "decision": found["decision"], "model": found["version"],
+    answer = {"id": new_id(), "score": found["score"], "decision": found["decision"], "model": found["version"],
               "role": "published", "warnings": found["warnings"], "explanation": explanation, "age": round(age, 3)}
     known = {name: found[name] for name in ("version", "entity", "row")}
     record = {**answer, **known, "at": dt.datetime.now(dt.UTC)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prediction_id', 'Look', 'Limits', 'InvalidRows', 'TooManyRows', 'NotPublished', 'whole', 'check_size', 'oversized',
-           'glance_at', 'Intake', 'check_labels']
+           'usual_floats', 'glance_at', 'Intake', 'check_labels']
 
 # %% ../nbs/32_requests.ipynb #07e14333
 import datetime as dt
@@ -132,6 +132,13 @@ class _Unusual(Exception):
 Look = Callable[[Any], Any]
 
 
+def usual_floats(column: Column) -> tuple[float, float]:
+    """The bounds within which a float is canonical as it is; for a column that is no plain number there are none: inf, -inf."""
+    if column.policy in ("", "keep") and column.kind in ("number", "integer") and not column.missing:
+        return usual_range(column) or (-sys.float_info.max, sys.float_info.max)
+    return math.inf, -math.inf
+
+
 def glance_at(column: Column, parse: Callable[[Any], tuple[Any, str | None]], news: Callable[[Any], str | None]) -> Look:
     """A function from a usual value of a column to its canonical form; it raises for every other one.
 
@@ -142,11 +149,10 @@ def glance_at(column: Column, parse: Callable[[Any], tuple[Any, str | None]], ne
     parse, news : callable
         Its compiled rules, see `Schema.compiled`.
     """
-    plain = column.policy in ("", "keep")
-    if plain and column.kind in ("number", "integer") and not column.missing:
-        low, high = usual_range(column) or (-sys.float_info.max, sys.float_info.max)
+    low, high = usual_floats(column)
+    if low <= high:
         return _glance_at_number(low, high, column.missing_share > 0)
-    if plain and column.categories and column.kind in level_kinds:
+    if column.policy in ("", "keep") and column.categories and column.kind in level_kinds:
         spellings = [*column.categories, *column.synonyms]
         usual = {text: parse(text)[0] for text in spellings if parse(text)[1] is None and news(parse(text)[0]) is None}
         whole = 10**15 if column.kind == "code" else 0  # a code may come as a number
@@ -203,13 +209,17 @@ class Intake:
 
     def __init__(self, schema: Schema, limits: Limits) -> None:
         self.schema, self.limits = schema, limits
-        self._looks = [(name, glance_at(column, parse, news)) for name, column, parse, news in schema.compiled.inputs]
-        self._ignored = schema.compiled.names - {name for name, _ in self._looks}
+        self._looks = [(name, *usual_floats(column), glance_at(column, parse, news))
+                       for name, column, parse, news in schema.compiled.inputs]
+        self._ignored = schema.compiled.names - {name for name, *_ in self._looks}
 
     def glance(self, row: Any) -> dict[str, Any] | None:
         """The canonical values of a row with nothing unusual in it; None for any other row."""
+        clean: dict[str, Any] = {}
         try:
-            clean = {name: look(row[name]) for name, look in self._looks}
+            for name, low, high, look in self._looks:
+                value = row[name]
+                clean[name] = value if type(value) is float and low <= value <= high else look(value)
         except (_Unusual, KeyError, TypeError):
             return None
         return clean if len(row) == len(clean) or self._harmless(row, clean) else None
@@ -244,8 +254,11 @@ class Intake:
         check_size(rows, self.limits, most)
         found = RowCheck([], [], [])
         for number, row in enumerate(rows):
-            clean = self.glance(row)
-            checked = self.examine(number, row) if clean is None else RowCheck([], [[]], [clean])
+            if (clean := self.glance(row)) is not None:
+                found.warnings.append([])
+                found.clean.append(clean)
+                continue
+            checked = self.examine(number, row)
             found.errors.extend(checked.errors)
             found.warnings.extend(checked.warnings)
             found.clean.extend(checked.clean)

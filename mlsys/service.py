@@ -207,6 +207,8 @@ class MlsysService:
         gc.collect()
         gc.freeze()  # the model lives as long as the process: no collection needs to look at it again
         gc.enable()
+        gc.set_threshold(10_000)  # Python's usual 700 would look for cycles after every twenty answers, and find none
+        logging.getLogger("uvicorn.access").propagate = False  # it would put together a line for each request, and drop it
         sys.setswitchinterval(0.0005)  # the thread that writes the log must not hold up answers for Python's usual 5 ms
         show_roles(self.runtime)
         starter = int(os.environ.get("MLSYS_STARTER", "0"))

@@ -30,7 +30,7 @@ import pandas as pd
 from .core import MlsysError, Project
 from .features import FeatureError
 from .history import HistoryStore, recall
-from .prediction_log import EntityKey, PredictionLog
+from .prediction_log import EntityKey, PredictionLog, new_id
 from .predictor import Answers
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, TooManyRows, check_labels
@@ -72,10 +72,10 @@ def explained(told: Answers, row: int, largest: int | None = None) -> dict[str, 
     largest : int, optional
         How many contributions to list; all when None.
     """
-    assert told.base is not None and told.contributions is not None
-    names, values, contributions = told.features, told.values[row], told.contributions[row].tolist()
-    order = np.argsort(-np.abs(told.contributions[row]), kind="stable").tolist()
-    entries = [{"feature": names[i], "value": _plain(values[i]), "contribution": contributions[i]} for i in order]
+    assert told.base is not None
+    names, (order, contributions) = told.features, told.ranked[row]
+    values = [one if type(one) is float and math.isfinite(one) else _plain(one) for one in told.values[row]]
+    entries = [{"feature": names[i], "value": values[i], "contribution": contributions[i]} for i in order]
     return shortened({"base": float(told.base[row]), "contributions": entries}, largest)
 
 
@@ -90,7 +90,7 @@ def shortened(explanation: dict[str, Any], largest: int | None) -> dict[str, Any
 
 def _plain(value: Any) -> Any:
     """A feature's value as JSON has it: missing is None."""
-    if type(value) is str or (type(value) is float and math.isfinite(value)):
+    if type(value) is str:
         return value
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
@@ -147,7 +147,7 @@ def take_rows(lineup: LineUp, rows: Any, most: int, largest: int | None = 0) -> 
     beyond = lineup.beyond
     mine = [_without(row, beyond) for row in rows] if beyond and isinstance(rows, list) else rows
     checked = champion.intake.check(mine, most)
-    cases = [RowCase(os.urandom(16).hex(), row, clean, warnings, champion, largest)
+    cases = [RowCase(new_id(), row, clean, warnings, champion, largest)
              for row, clean, warnings in zip(rows, checked.clean, checked.warnings, strict=True)]
     if not lineup.candidates:
         return cases

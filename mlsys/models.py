@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.stats import loguniform
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -58,7 +58,7 @@ class ModelSpec:
         The parameter that says how many trees there are, and the most there may be: early stopping finds the number. The
         model is then scikit-learn's histogram gradient boosting, whose `fit` takes the rows to watch.
     averages : (str, int), optional
-        The parameter that says how many models are averaged, and the most that are tried for a winner that `grows`.
+        The parameter that says how many models a winner is the mean of, and the most there may be; with `grows` only.
     reason : str
         Why it is worth trying.
     """
@@ -235,42 +235,34 @@ def _grow_members(model: Any, kind: type, X: Any, y: Any, strata: np.ndarray) ->
     vars(model).update(learned | {"_predictors": trees, "_baseline_prediction": base})
 
 # %% ../nbs/15_models.ipynb #84fb920f
-class BaggedBoostingClassifier(HistGradientBoostingClassifier):
+class _Bagged:
+    """What both kinds of averaged boosting share: `kind` is scikit-learn's estimator that they are several of."""
+    kind: Any
+
+    def __init__(self, members: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.members = members
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(["members", *cls.kind._get_param_names()])
+
+    def fit(self, X: Any, y: Any, **watched: Any) -> Any:
+        """Grow the members; a single one may watch other rows to stop early."""
+        if self.members == 1:
+            return self.kind.fit(self, X, y, **watched)
+        _grow_members(self, self.kind, X, y, np.asarray(y) if is_classifier(self) else np.zeros(len(y)))
+        return self
+
+
+class BaggedBoostingClassifier(_Bagged, HistGradientBoostingClassifier):
     """scikit-learn's histogram gradient boosting, grown `members` times and averaged; each class keeps its share of the rows."""
-
-    def __init__(self, members: int = 1, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.members = members
-
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted(["members", *HistGradientBoostingClassifier._get_param_names()])
-
-    def fit(self, X: Any, y: Any, **watched: Any) -> "BaggedBoostingClassifier":
-        """Grow the members; a single one may watch other rows to stop early."""
-        if self.members == 1:
-            return super().fit(X, y, **watched)
-        _grow_members(self, HistGradientBoostingClassifier, X, y, np.asarray(y))
-        return self
+    kind = HistGradientBoostingClassifier
 
 
-class BaggedBoostingRegressor(HistGradientBoostingRegressor):
+class BaggedBoostingRegressor(_Bagged, HistGradientBoostingRegressor):
     """scikit-learn's histogram gradient boosting, grown `members` times and averaged."""
-
-    def __init__(self, members: int = 1, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.members = members
-
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted(["members", *HistGradientBoostingRegressor._get_param_names()])
-
-    def fit(self, X: Any, y: Any, **watched: Any) -> "BaggedBoostingRegressor":
-        """Grow the members; a single one may watch other rows to stop early."""
-        if self.members == 1:
-            return super().fit(X, y, **watched)
-        _grow_members(self, HistGradientBoostingRegressor, X, y, np.zeros(len(y)))
-        return self
+    kind = HistGradientBoostingRegressor
 
 # %% ../nbs/15_models.ipynb #f06b352f
 def boosting() -> ModelSpec:

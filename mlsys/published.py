@@ -162,9 +162,6 @@ def objection(found: Mapping[str, Any] | None, version: str, age: float, limit: 
         return "what is published for it has no explanation, which takes --explain"
     return ""
 
-
-
-
 # %% ../nbs/35_published.ipynb #72695e59
 @dataclass(slots=True)
 class AnsweredBy(Answered):

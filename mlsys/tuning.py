@@ -417,10 +417,10 @@ _most_averaged = 16_000  # leaves: their tables are made in a few seconds
 
 def _members(case: _Case, params: Mapping[str, Any], reached: Mapping[str, int] | None, allows: Callable[[int], bool]) -> int:
     """How many models a winner is the mean of: as many as its spec, its leaves and the clock, or an earlier race, allow."""
-    if not case.spec.averages or reached is not None:
+    if not (case.spec.averages and case.spec.grows) or reached is not None:
         return (reached or {}).get("members", 1)
     model = build_pipeline(case.spec, case.features, case.scope.task, case.seed, params)[-1]
-    leaves = model.max_iter * (model.max_leaf_nodes or 31) * (case.width or 1)
+    leaves = model.max_iter * (model.max_leaf_nodes or len(case.y)) * (case.width or 1)
     members = min(case.spec.averages[1], _most_averaged // leaves)
     return members if members > 1 and allows(members) else 1
 
@@ -519,6 +519,7 @@ def tune(spec: ModelSpec, features: FeatureSet, df: pd.DataFrame, y: np.ndarray,
         params, score, judged = _settle(case, pairs, drawn[race.winner], bar)
         members = _members(case, params, tried, lambda number: race.folds > 0 and watch.allows(number * len(pairs)))
         if spec.averages and members > 1:
+            bar.total += len(pairs)
             params, score, judged = _settle(case, pairs, {**params, spec.averages[0]: members}, bar)
     out = np.full((len(df), *judged.shape[1:]), math.nan)
     out[kept] = judged

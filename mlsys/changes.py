@@ -38,7 +38,7 @@ def kolmogorov_smirnov(before: np.ndarray, after: np.ndarray) -> float:
     below = [np.searchsorted(values, np.concatenate([one, two]), side="right") / len(values) for values in (one, two)]
     return float(np.abs(below[0] - below[1]).max())
 
-
+# %% ../nbs/06_changes.ipynb #839d6dcc
 def total_variation(before: np.ndarray, after: np.ndarray) -> float:
     """The share of rows that would have to take another level, between 0 and 1.
 
@@ -75,11 +75,11 @@ def total_variation_by_chance(before: np.ndarray, after: np.ndarray) -> float:
             total += levels * 2 * m * (rows - count - ours + m) / rows * math.exp(log)
     return total * (1 / ours + 1 / theirs) / 2
 
-
+# %% ../nbs/06_changes.ipynb #10cd1051
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
-
+# %% ../nbs/06_changes.ipynb #b8748009
 # of the limiting distribution: Marsaglia, Tsang and Wang (2003), "Evaluating Kolmogorov's Distribution", J. Stat. Softw. 8(18)
 _smirnov_mean = math.sqrt(math.pi / 2) * math.log(2)
 
@@ -103,7 +103,7 @@ class ColumnChange:
         """What is left of the distance when chance has its due."""
         return self.distance - self.by_chance
 
-
+# %% ../nbs/06_changes.ipynb #d0c22a1b
 _few = 20  # values up to this many are levels, whatever they look like
 _shares = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
 
@@ -125,7 +125,7 @@ def _measurable(sides: list[pd.Series]) -> tuple[str, list[pd.Series]]:
                 return kind, parsed
     return "level", [row_key(side) for side in sides]
 
-
+# %% ../nbs/06_changes.ipynb #7fc77883
 def _to_numbers(text: pd.Series) -> pd.Series:
     return pd.to_numeric(text, errors="coerce").astype("float64")
 
@@ -150,14 +150,14 @@ def _column_change(name: str, before: pd.Series, after: pd.Series, hidden: bool)
     quantiles = dict(zip(_shares, zip(*map(_quantiles, present), strict=True), strict=True))
     return ColumnChange(name, kind, distance, chance, shares, {} if hidden else quantiles)
 
-
+# %% ../nbs/06_changes.ipynb #d2ba9c74
 def _quantiles(values: pd.Series) -> list[Any]:
     if not len(values):
         return [None] * len(_shares)
     found = values.quantile(list(_shares.values()), interpolation="nearest")
     return [str(value) if isinstance(value, pd.Timestamp) or not math.isfinite(value) else float(value) for value in found]
 
-
+# %% ../nbs/06_changes.ipynb #2d5db33d
 def _level_change(name: str, sides: list[pd.Series], hidden: bool) -> ColumnChange:
     counts = pd.DataFrame({number: side.fillna("").value_counts() for number, side in enumerate(sides)}).fillna(0).astype("int64")
     before, after = counts[0].to_numpy(), counts[1].to_numpy()
@@ -194,7 +194,7 @@ def _matched(before: Snapshot, after: Snapshot, id: str | None) -> dict[str, Any
     return {"by": id, "added": after.manifest["rows"] - both, "removed": before.manifest["rows"] - both, "in_both": both,
             "changed": both - same if id else None}
 
-
+# %% ../nbs/06_changes.ipynb #4d9c4376
 def _meeting(one: str, other: str) -> str | None:
     """The type in which two types are compared; None when they are the same."""
     if one == other:
@@ -202,7 +202,7 @@ def _meeting(one: str, other: str) -> str | None:
     numeric = [pd.api.types.is_numeric_dtype(pd.Series([], dtype=kind)) for kind in (one, other)]
     return "float64" if all(numeric) else "str"
 
-
+# %% ../nbs/06_changes.ipynb #961d8b5a
 def _in_both(one: np.ndarray, other: np.ndarray) -> int:
     """How many numbers two lists share; a number counts as often as it is in both."""
     (mine, my_counts), (yours, your_counts) = np.unique(one, return_counts=True), np.unique(other, return_counts=True)
@@ -288,7 +288,7 @@ def in_words(change: ColumnChange) -> str:
             told.append(f"{what}: {named}{more}" if named else f"{levels:,} {what}")
     return "; ".join(told)
 
-
+# %% ../nbs/06_changes.ipynb #19103ba2
 def _short(value: Any) -> str:
     text = str(value).removesuffix(" 00:00:00")
     if isinstance(value, float):

@@ -92,14 +92,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         Path(temporary).unlink(missing_ok=True)
         raise
 
-
+# %% ../nbs/00_core.ipynb #1548c656
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Write a file so that readers see the old content or the new, never a part."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
 
-
+# %% ../nbs/00_core.ipynb #997ed930
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes its final name only when the block ends without an error.
@@ -279,7 +279,7 @@ def git_commit(root: Path) -> str | None:
     commit = git("rev-parse", "HEAD")
     return commit and commit + ("+" if git("status", "--porcelain") else "")
 
-
+# %% ../nbs/00_core.ipynb #3368610b
 def lock_hash(root: Path) -> str:
     """Hash of the pinned packages: of `requirements.lock` where the project has one, else of what is installed."""
     lock = root / "requirements.lock"
@@ -294,7 +294,7 @@ def installed_packages() -> frozenset[str]:
     from importlib.metadata import distributions
     return frozenset(f"{one.name}=={one.version}" for one in distributions() if one.name)
 
-
+# %% ../nbs/00_core.ipynb #96a3635e
 def set_seed(seed: int) -> None:
     """Seed Python's and NumPy's global generators; everything else takes its seed as an argument."""
     import numpy as np
@@ -334,7 +334,7 @@ def open_database(url: str) -> "sqlalchemy.Engine":
         cursor.close()
     return engine
 
-
+# %% ../nbs/00_core.ipynb #7e702fbe
 def _open_postgresql(url: "sqlalchemy.URL") -> "sqlalchemy.Engine":
     """An engine that survives a restart of the server, and does not wait for ever for one that is away."""
     import sqlalchemy
@@ -361,7 +361,7 @@ _remedies = {
 class Unavailable(MlsysError):
     """A database that cannot do its work now: full, locked, damaged or out of reach. Later it may."""
 
-
+# %% ../nbs/00_core.ipynb #0a157345
 @contextlib.contextmanager
 def database_transaction(engine: "sqlalchemy.Engine", store: str, action: str) -> "Iterator[sqlalchemy.Connection]":
     """One transaction: all of it is kept, or nothing.
@@ -422,7 +422,7 @@ def make_tables(connection: "sqlalchemy.Connection", tables: "Iterable[sqlalchem
         for index in table.indexes if gaps else ():
             connection.execute(schema.CreateIndex(index, if_not_exists=True))
 
-
+# %% ../nbs/00_core.ipynb #9b2bae72
 def _gaps(connection: "sqlalchemy.Connection", table: "sqlalchemy.Table") -> "list[sqlalchemy.Column]":
     """The columns of a table that the database lacks; all of them when it lacks the table."""
     import sqlalchemy

@@ -55,7 +55,7 @@ class _RowHash:
         digests = (stream.digest() for streams in self.streams.values() for stream in streams)
         return content_hash(list(self.types.items()), self.rows, *digests)[:16]
 
-
+# %% ../nbs/05_data.ipynb #ca50b0a3
 def _raw(values: pa.Array) -> tuple[Any, Any]:
     """The bytes of a column's values, and the lengths of those that are text; what is missing counts as zero."""
     if pa.types.is_large_string(values.type):
@@ -82,7 +82,7 @@ def _storable(df: pd.DataFrame) -> pd.DataFrame:
         kept[str(name)] = values
     return pd.DataFrame(kept, index=df.index)
 
-
+# %% ../nbs/05_data.ipynb #9cc33b41
 def _types(df: pd.DataFrame) -> dict[str, str]:
     return {str(name): str(kind) for name, kind in df.dtypes.items()}
 
@@ -309,7 +309,7 @@ def _span(values: pd.Series) -> tuple[Any, Any] | None:
     values = values.dropna()
     return (values.min(), values.max()) if len(values) else None
 
-
+# %% ../nbs/05_data.ipynb #3cdc244b
 def _batches(rows: Rows) -> Iterator[pd.DataFrame]:
     if not isinstance(rows, pd.DataFrame):
         yield from rows
@@ -317,7 +317,7 @@ def _batches(rows: Rows) -> Iterator[pd.DataFrame]:
     for start in range(0, len(rows), 200_000):
         yield rows.iloc[start:start + 200_000]
 
-
+# %% ../nbs/05_data.ipynb #f7d206bd
 class _Watch:
     """Lets batches pass, and keeps the span of their time column."""
 
@@ -396,7 +396,7 @@ def _settle(done: _Freezing, folder: Path, told: Mapping[str, Any]) -> Snapshot:
     shutil.rmtree(folder / ".freezing-replaced", ignore_errors=True)
     return Snapshot.open(place)
 
-
+# %% ../nbs/05_data.ipynb #0832a4d6
 def _share_file(origin: Path, copy: Path) -> None:
     try:
         os.link(origin, copy)
@@ -468,7 +468,7 @@ def freeze_in_scope(rows: Rows, folder: Path, scope: Scope, source: str, query: 
             yield df.drop(columns=facts["left_out"])
     return freeze(allowed(), folder, source, scope.time, facts)
 
-
+# %% ../nbs/05_data.ipynb #a452cc8f
 def _dropped(scope: Scope) -> set[str]:
     """The columns that no snapshot holds."""
     dropped = {column for column, rule in scope.personal.items() if rule.policy == "drop"}
@@ -537,7 +537,7 @@ def newest_snapshot(folder: Path, why: str = "") -> Snapshot:
         raise UsageError(f"{why} and {said}" if why else said[0].upper() + said[1:])
     return frozen[-1]
 
-
+# %% ../nbs/05_data.ipynb #c0e740de
 def _with_appended(made: Snapshot, folder: Path) -> Snapshot:
     """The newest snapshot that `append` made of this one, else itself."""
     frozen = list_snapshots(folder)
@@ -551,9 +551,6 @@ def _with_appended(made: Snapshot, folder: Path) -> Snapshot:
             print(f"{extra:,} rows were appended to the scope's source: snapshot {one.name} is used.")
             return one
     return made
-
-# %% ../nbs/05_data.ipynb #c0e740de
-#| export
 
 # %% ../nbs/05_data.ipynb #26413e14
 def fill_labels(snapshot: Snapshot, scope: Scope, labels: pd.DataFrame) -> Snapshot:
@@ -598,7 +595,7 @@ def row_key(ids: pd.Series) -> pd.Series:
         ids = ids.astype("Int64")
     return ids.astype("str").str.strip().where(ids.notna())
 
-
+# %% ../nbs/05_data.ipynb #328c80c1
 def _label_of(labels: pd.DataFrame, scope: Scope) -> pd.Series:
     """Labels by the id, as text."""
     columns = []
@@ -631,6 +628,8 @@ def _like(values: pd.Series, kind: str) -> pd.Series:
         fits = pd.to_numeric(text.where(given), errors="coerce")
     if (bad := given & fits.isna()).any():
         raise UsageError(f"{bad.sum():,} values of {values.name!r} do not fit its type {kind}, such as {text[bad].iloc[0]!r}.")
+    if kind == "bool" and not given.all():
+        return fits.astype("boolean")  # NumPy's bool would make a missing value True
     try:
         return fits.astype(kind)
     except (TypeError, ValueError):
@@ -656,7 +655,7 @@ class Appended:
         return {"before": self.before.name, "snapshot": self.snapshot.name, "rows": self.snapshot.manifest["rows"],
                 "added": self.added, "left_out": self.left_out}
 
-
+# %% ../nbs/05_data.ipynb #33d4a04d
 def append_source(project: Project, scope: Scope, source: str, query: str | None = None, everything: bool = False) -> Appended:
     """Add the rows of a source to the newest snapshot.
 
@@ -697,7 +696,7 @@ def _fitting(df: pd.DataFrame, snapshot: Snapshot) -> pd.DataFrame:
                          "A table of another shape: mlsys retrain --data FILE.")
     return pd.DataFrame({name: _like(df[name], kind) for name, kind in types.items()}, index=df.index)
 
-
+# %% ../nbs/05_data.ipynb #cb611f28
 def row_numbers(df: pd.DataFrame) -> np.ndarray:
     """A 64-bit number for the content of each row."""
     return pd.util.hash_pandas_object(df, index=False).to_numpy()
@@ -709,7 +708,7 @@ def _written_alike(df: pd.DataFrame) -> pd.DataFrame:
     texts = [name for name in df if not any(is_typed(df[name]) for is_typed in typed)]
     return df.assign(**{name: df[name].astype("str").str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True) for name in texts})
 
-
+# %% ../nbs/05_data.ipynb #52b8702d
 class _Known:
     """Which rows a snapshot has already."""
 
@@ -815,7 +814,7 @@ class Split:
     test: pd.DataFrame
     how: str
 
-
+# %% ../nbs/05_data.ipynb #99668f9b
 def split(df: pd.DataFrame, scope: Scope, test_share: float | None = None, seed: int = 0) -> Split:
     """Hold out the newest rows, or a stable random share.
 

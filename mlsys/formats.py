@@ -59,7 +59,7 @@ def _kind(value: Any) -> str:
         return "bytes"
     return "other"
 
-
+# %% ../nbs/03_formats.ipynb #4dfc4d96
 def _kinds(values: Iterable[Any]) -> set[str]:
     """Which kinds of value stand among these."""
     values = list(values)
@@ -88,7 +88,7 @@ def _declared(of: pa.DataType) -> str | None:
         "stamp us": pa.types.is_date, "time": pa.types.is_time, "duration": pa.types.is_duration, "nested": pa.types.is_nested}
     return next((kind for kind, test in tests.items() if test(of)), "other")
 
-
+# %% ../nbs/03_formats.ipynb #7d6baf78
 def _look(values: pd.Series | pa.Array | list[Any]) -> set[str]:
     """Which kinds of value stand in a part of a column: a Series of text, an Arrow array, or a list of Python values."""
     if isinstance(values, pd.Series):
@@ -219,7 +219,7 @@ def _part_rows(bytes_in_a_row: float) -> int:
     """How many rows make a part of some 8 MB."""
     return round(min(2**16, max(1000, 2**23 / max(1, bytes_in_a_row))))
 
-
+# %% ../nbs/03_formats.ipynb #f287c8ea
 def to_frame(part: dict[str, Any], kinds: dict[str, set[str]]) -> pd.DataFrame:
     """One part as a table, each column in the one type that holds all its kinds.
 
@@ -311,7 +311,7 @@ _packings: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
     b"\xfd7zXZ": ("xz", lzma.LZMAFile),
 }
 
-
+# %% ../nbs/03_formats.ipynb #14a979d7
 def unpacked(file: File) -> File:
     """The file itself, however often it was packed.
 
@@ -337,7 +337,7 @@ def unpacked(file: File) -> File:
 def _unpacking(file: File, unpack: Callable[[IO[bytes]], Any], stack: ExitStack) -> Any:
     return stack.enter_context(unpack(file.open(stack)))
 
-
+# %% ../nbs/03_formats.ipynb #12c38765
 def _member(file: File) -> File:
     """The one file in a zip archive."""
     def archive(stack: ExitStack) -> zipfile.ZipFile:
@@ -369,7 +369,7 @@ def _encoding(file: File) -> str:
         return _legacy_encoding(file)
     return "utf-16" if wide else "utf-8-sig" if start.startswith(codecs.BOM_UTF8) else "utf-8"
 
-
+# %% ../nbs/03_formats.ipynb #fea6e3bb
 def _chunks(file: File) -> Iterator[bytes]:
     """All bytes, and an empty part as the last."""
     with file.whole(), ExitStack() as stack:
@@ -456,7 +456,7 @@ def _header(first: list[str], body: list[list[str]]) -> str:
         return "unclear" if data else "names"
     return "data" if data or again >= max(1, len(cells) / 2) else "names"
 
-
+# %% ../nbs/03_formats.ipynb #c64ef9c4
 def _evenly_spaced(cells: list[str]) -> bool:
     """Whether the numbers among these cells name columns: 0, 1, 2 ... or wavelengths, years and the like."""
     numbers = [float(cell) for cell in cells if re.fullmatch(r"\d+(\.\d+)?", cell)]
@@ -481,7 +481,7 @@ def check_names(columns: list[str], name: str) -> None:
         raise UsageError(f"{name} has duplicate column names: {', '.join(map(repr, doubled[:10]))}. "
                          "Give each column its own name.")
 
-
+# %% ../nbs/03_formats.ipynb #48cc6331
 def _named(first: list[str], body: list[list[str]], name: str) -> tuple[list[str], str | None]:
     """The columns' names, and a note if they are not in the file."""
     shown = ", ".join(first[:4]) + ", ..." * (len(first) > 4)
@@ -514,7 +514,7 @@ def _decimal_commas(columns: dict[str, list[str]]) -> tuple[list[str], list[str]
             (sure if clear else unsure).append(column)
     return (sure + unsure, []) if sure else ([], unsure)
 
-
+# %% ../nbs/03_formats.ipynb #9b127dff
 def _with_points(cells: pd.Series) -> pd.Series:
     """Decimal commas as points, without the points that group thousands; cells that are no such numbers stay."""
     numbers = cells.str.fullmatch(f"{_decimal_comma}|{_grouped}")
@@ -560,7 +560,7 @@ def _layout(file: File, encoding: str) -> tuple[_Layout, list[str]]:
     part = _part_rows(sum(map(len, lines)) / len(lines))
     return _Layout(encoding, separator or ",", above, not unnamed, columns, decimals, part), notes
 
-
+# %% ../nbs/03_formats.ipynb #a3b2574d
 def _lines(file: File, encoding: str, stack: ExitStack, above: int = 0) -> io.TextIOWrapper:
     """A file's text, without the lines above the table."""
     text = stack.enter_context(io.TextIOWrapper(file.open(stack), encoding=encoding, newline=""))
@@ -683,7 +683,7 @@ def open_parquet(path: Path, name: str) -> Opened:
     kinds = {column: kinds.get(column, {"missing"}) for column in columns}
     return Opened(name, functools.partial(_parquet_parts, path, name, columns), kinds, count=lambda: metadata.num_rows)
 
-
+# %% ../nbs/03_formats.ipynb #d2abc202
 def _gaps(metadata: pq.FileMetaData) -> dict[str, bool]:
     """Whether values are missing, for each flat column whose statistics tell."""
     gaps: dict[str, bool] = {}
@@ -703,7 +703,7 @@ def _intact(name: str) -> Iterator[None]:
     except Exception as error:  # pyarrow raises whatever the damage leads to
         raise UsageError(f"{name} begins like Parquet but cannot be read: {error} Write it again.") from None
 
-
+# %% ../nbs/03_formats.ipynb #5713a961
 def _parquet_parts(path: Path, name: str, columns: list[str]) -> Iterator[dict[str, pa.Array]]:
     """A Parquet file's columns, part by part, without holding a whole row group."""
     with _intact(name), pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:

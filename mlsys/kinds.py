@@ -28,7 +28,7 @@ numeric_kinds = ("number", "integer", "boolean")
 level_kinds = ("category", "ordered", "code")
 model_kinds = (*numeric_kinds, *level_kinds, "datetime")
 
-
+# %% ../nbs/07_kinds.ipynb #aa0b34fb
 @dataclass(frozen=True)
 class Found:
     """What a column holds, and the evidence.
@@ -53,7 +53,7 @@ def name_words(name: str) -> list[str]:
     bare = re.sub(r"[(\[].*?[)\]]\s*$", "", name)
     return [word.lower() for word in re.findall(r"[A-Z]+s?(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", bare)]
 
-
+# %% ../nbs/07_kinds.ipynb #a87843a7
 _id_words = {"id", "ids", "uuid", "guid", "key", "identifier"}
 _naming_words = set("""
 code type kind class category group cluster segment sector industry species status mode method label source species variant
@@ -88,7 +88,7 @@ def _names_things(name: str) -> Literal["id", "number", "one", "many", ""]:
         return "number"
     return "many" if head.endswith("s") and head[:-1] in _naming_words and not counted else ""
 
-
+# %% ../nbs/07_kinds.ipynb #6331b51d
 def _counts(name: str) -> bool:
     words = name_words(name)
     return bool(words) and (words[0] in _counting_words or _head(words) in _counting_words - {"no", "nr", "number"})
@@ -112,7 +112,7 @@ _short_units = {"c": ("°C", "temp temperature"), "f": ("°F", "temp temperature
                 "min": ("min", "duration time delay wait"), "l": ("l", "volume"),
                 "v": ("V", "voltage"), "w": ("W", "power"), "t": ("t", "weight mass")}
 
-
+# %% ../nbs/07_kinds.ipynb #9c6400b5
 def unit_of(name: str) -> str:
     """The unit in a column's name (`temp_c`, `Age (years)`, `amount_eur`), empty when there is none.
 
@@ -141,7 +141,7 @@ likely_missing = frozenset((
     "(missing)|.|..|...|*|***|??|???").split("|"))
 number_pattern = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
-
+# %% ../nbs/07_kinds.ipynb #a3db6da0
 def as_text(values: pd.Series) -> pd.Series:
     """Stripped text, NaN where there was none; whole numbers are written without decimals."""
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
@@ -178,7 +178,7 @@ def missing_tokens(counts: pd.Series, table_tokens: Iterable[str] = ()) -> dict[
         found |= {token: f"{count:,} cells are {token!r} among {readable:,} numbers or dates" for token, count in strange.items()}
     return found
 
-
+# %% ../nbs/07_kinds.ipynb #1064d82e
 def _readable(counts: pd.Series) -> np.ndarray:
     """Which texts are numbers, in any way of writing, or dates."""
     texts = counts.index.to_series()
@@ -214,7 +214,7 @@ def stand_apart(tally: pd.Series) -> dict[str, str]:
             found[f"{end:.10g}"] = f"{count:,} cells are {end:.10g}; all others lie between {within}"
     return found | _zero_apart(tally)
 
-
+# %% ../nbs/07_kinds.ipynb #76a01d9f
 def _zero_apart(tally: pd.Series) -> dict[str, str]:
     """Whether 0 stands apart from numbers that are otherwise positive; where it is frequent it is an answer ("none")."""
     if tally.index[0] != 0 or len(tally) < 12 or not 1 < tally.iloc[0] <= 0.2 * tally.sum():
@@ -266,7 +266,7 @@ def _as_written(group: str, mark: str) -> re.Pattern[str]:
 
 _written = {"1,234.5": (_as_written(",", r"\."), "."), "1.234,5": (_as_written(r"\.", ","), ",")}
 
-
+# %% ../nbs/07_kinds.ipynb #a83c6274
 def parse_number_text(text: str, written: Written = "") -> float | None:
     """The number that a stripped text stands for, None when it stands for none.
 
@@ -303,7 +303,7 @@ def _way_of_writing(counts: pd.Series) -> tuple[Written | None, tuple[str, ...]]
             return fits[0], (f"{text!r} is read as {first:g}; with a decimal comma it would be {other:g}",)
     return (fits[0] if fits else None), ()
 
-
+# %% ../nbs/07_kinds.ipynb #cae0ddab
 def _numbers(counts: pd.Series, written: Written) -> pd.Series:
     """How often each number occurs; texts that are none are left out."""
     if written:
@@ -327,7 +327,7 @@ def _waves(tally: pd.Series) -> int:
             waves, rising, turn = waves + (not rising), not rising, count
     return waves
 
-
+# %% ../nbs/07_kinds.ipynb #5f42efee
 def _is_key(tally: pd.Series, naming: str, rows: int) -> str:
     """Why whole numbers identify rows or entities, empty when they do not."""
     span = tally.index.max() - tally.index.min()
@@ -361,7 +361,7 @@ def _number_found(name: str, tally: pd.Series) -> Found:
     readings = (({"kind": "code"}, hint),) if waves >= 3 and not _counts(name) else ()
     return Found("integer", "whole numbers", doubtful=stand_apart(tally), readings=readings)
 
-
+# %% ../nbs/07_kinds.ipynb #4eec4e16
 def _levels(counts: pd.Series, most: int = 2) -> str:
     """The most frequent levels with their share."""
     top = counts.nlargest(most)
@@ -402,7 +402,7 @@ _bands = [(kind, re.compile(pattern)) for kind, pattern in (
     ("above", rf"(?:{_above})\s*{_number}{_word}"), ("above", rf"{_number}\s*\+{_word}"),
     ("above", rf"{_number}{_word}(?:\+|plus|(?:or|and) (?:more|over|above|older|up|higher))"), ("exact", rf"{_number}{_word}"))]
 
-
+# %% ../nbs/07_kinds.ipynb #d212da03
 def _band(level: str) -> tuple[str, float, float, set[str]] | None:
     """What a level is (none, range, below, above, exact), its bounds in days or in its own unit, and what is counted."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", re.sub("[–—]", "-", level.lower().replace("_", " ")))
@@ -464,6 +464,8 @@ _scales = [[set(step.split("/")) for step in scale.split(" < ")] for scale in (
     "october/oct < november/nov < december/dec",
     "monday/mon < tuesday/tue/tues < wednesday/wed < thursday/thu/thur/thurs < friday/fri < saturday/sat < sunday/sun",
     "i < ii < iii < iv < v < vi < vii < viii < ix < x")]
+
+# %% ../nbs/07_kinds.ipynb #297ccdf0
 _steps = set("grade level stage tier band phase step rank degree quartile quintile decile priority".split())
 
 
@@ -498,7 +500,7 @@ def level_order(levels: Iterable[str]) -> list[str] | None:
     levels = list(dict.fromkeys(levels))
     return _order_of_bands(levels) or _order_of_steps(levels) if 3 <= len(levels) <= 40 else None
 
-
+# %% ../nbs/07_kinds.ipynb #d2b4d7e6
 def _as_levels_in_order(name: str, counts: pd.Series) -> Found | None:
     """Bands and scales; a word such as "unknown" beside them means missing, a number beside the steps of a scale may."""
     if len(counts) > 40:
@@ -515,7 +517,7 @@ def _as_levels_in_order(name: str, counts: pd.Series) -> Found | None:
     shown = " < ".join(order if len(order) <= 5 else [*order[:2], "...", *order[-2:]])
     return Found("ordered", f"{len(order)} levels in an order: {shown}", missing, doubtful, categories=(*order, *doubtful))
 
-
+# %% ../nbs/07_kinds.ipynb #9e94e057
 def _numbers_among_words(counts: pd.Series) -> dict[str, str]:
     """One or two rare numbers in a column of words."""
     numbers = counts.index[counts.index.str.fullmatch(r"-?\d+")]
@@ -531,14 +533,14 @@ _worded_formats = ("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y",
 _date_shape = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T,].*)?|\d{4}-\d\d|"
                          r"(\d{1,2}\.?[ -])?[A-Za-z]{3,9}[ .-](\d{1,2},? )?\d{2,4}([ T,].*)?")
 
-
+# %% ../nbs/07_kinds.ipynb #bc3cefc7
 def _parsed(texts: pd.Index, form: str) -> np.ndarray:
     """The dates that these texts are in one format, NaT where they are none."""
     if form == "ISO8601":  # pandas would take 2026/05/31 for ISO, too
         texts = texts.where(texts.str.fullmatch(r"\d{4}-\d\d(-\d\d([T ]\d\d.*)?)?"))
     return pd.to_datetime(texts, format=form, errors="coerce", utc=True).tz_localize(None).to_numpy()
 
-
+# %% ../nbs/07_kinds.ipynb #109d704e
 def _date_candidates(counts: pd.Series) -> dict[str, np.ndarray]:
     """The formats that read at least one in a hundred of these texts, and what they read."""
     tried = counts if len(counts) <= 200 else counts.sample(200, random_state=0)
@@ -555,7 +557,7 @@ def _swapped(form: str) -> str:
     """The format with day and month exchanged."""
     return form.replace("%d", "%~").replace("%m", "%d").replace("%~", "%m")
 
-
+# %% ../nbs/07_kinds.ipynb #70d4fd45
 def _settle(counts: pd.Series, dates: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
     """Drop the reading that the unambiguous cells speak against; notes on what they settled, and the formats left open."""
     notes, open_forms = [], []
@@ -574,7 +576,7 @@ def _settle(counts: pd.Series, dates: dict[str, np.ndarray]) -> tuple[list[str],
             open_forms += [form, _swapped(form)]
     return notes, open_forms
 
-
+# %% ../nbs/07_kinds.ipynb #4e29ce84
 def _cover(counts: pd.Series, dates: dict[str, np.ndarray]) -> list[tuple[str, int]]:
     """The fewest formats that read nearly all cells, each with how many it adds; empty when more than four would not do."""
     left = np.ones(len(counts), dtype=bool)
@@ -622,7 +624,7 @@ def _as_truth(name: str, counts: pd.Series) -> Found | None:
         return Found("boolean", f"true and false; {share(counts, counts.index.str.lower() == 'true'):.1%} are true")
     return None
 
-
+# %% ../nbs/07_kinds.ipynb #59ea05af
 def _as_words(name: str, counts: pd.Series) -> Found:
     rows, distinct, texts = int(counts.sum()), len(counts), counts.index.str
     own, spaced = distinct >= 0.95 * rows, texts.contains(r"\s").mean() > 0.5
@@ -662,7 +664,7 @@ _questions: tuple[Callable[[str, pd.Series], Found | None], ...] = (
     _as_constant, _as_truth, _as_numbers, _as_dates, _as_levels_in_order, _as_nearly_all,
     _as_words)
 
-
+# %% ../nbs/07_kinds.ipynb #eb7cc955
 def recognise(name: str, values: pd.Series, table_tokens: Iterable[str] = ()) -> Found:
     """What a column holds, with the evidence.
 
@@ -716,7 +718,7 @@ class Synonym:
     count: int
     evidence: str
 
-
+# %% ../nbs/07_kinds.ipynb #e58b5c66
 def _plain(level: str) -> str:
     """A level without case, accents and punctuation; signs that carry meaning (A+, C#, <50, 1.5) stay."""
     text = unicodedata.normalize("NFKD", level.replace("ß", "ss")).casefold()
@@ -726,7 +728,7 @@ def _plain(level: str) -> str:
     text = re.sub(r"[^\w+#<>=%*$€£·]|_", " ", re.sub(r"['’.]", "", text))
     return " ".join(text.split())
 
-
+# %% ../nbs/07_kinds.ipynb #edba11fc
 def _key(level: str) -> str:
     """Its letters alone: spaces only count between digits."""
     return re.sub(r"(?<!\d) | (?!\d)", "", _plain(level).removeprefix("the "))
@@ -741,7 +743,7 @@ def _opposed(a: str, b: str) -> bool:
     pairs = ((p, q) for p in (*_turning, "") for q in (*_turning, "") if p != q and a.startswith(p) and b.startswith(q))
     return any(a[len(p):] == b[len(q):] for p, q in pairs)
 
-
+# %% ../nbs/07_kinds.ipynb #10771f45
 _scale_words = {word for scale in _scales for step in scale for word in step}
 
 
@@ -772,7 +774,7 @@ def _same_letters(counts: pd.Series) -> _Proposed:
         found |= {level: (target, f"the same letters as {target!r}") for level in group.index if level != target}
     return found
 
-
+# %% ../nbs/07_kinds.ipynb #3801bcb1
 def _slipped(counts: pd.Series) -> _Proposed:
     """Rare levels that miss a frequent one by a letter or two."""
     found: _Proposed = {}
@@ -805,7 +807,7 @@ def _initials(counts: pd.Series) -> _Proposed:
     return {short: (levels[0], f"the initials of {levels[0]!r} alone") for short, levels in fits.items()
             if len(levels) == 1 and sum(levels == other for other in fits.values()) == 1}
 
-
+# %% ../nbs/07_kinds.ipynb #4313147e
 def _abbreviated(counts: pd.Series) -> _Proposed:
     """Levels with a word that ends in a dot and is short for the word of exactly one other level (Dept., St.)."""
     def short_for(level: str, target: str) -> bool:
@@ -816,7 +818,7 @@ def _abbreviated(counts: pd.Series) -> _Proposed:
     fits = {level: [target for target in counts.index if short_for(level, target)] for level in counts.index if "." in level}
     return {level: (targets[0], f"short for {targets[0]!r} alone") for level, targets in fits.items() if len(targets) == 1}
 
-
+# %% ../nbs/07_kinds.ipynb #8cb8265d
 def _single_letters(counts: pd.Series) -> _Proposed:
     """Single letters beside as few words, when each of at least two letters begins exactly one of the words."""
     letters = [level for level in counts.index if re.fullmatch(r"[A-Za-z]", level)]
@@ -859,7 +861,7 @@ class Repeat:
     second: str
     evidence: str
 
-
+# %% ../nbs/07_kinds.ipynb #f127c648
 def repeats(df: pd.DataFrame) -> list[Repeat]:
     """Pairs of columns that are identical, a fixed multiple of one another, or match level by level.
 
@@ -897,7 +899,7 @@ def _why_repeated(first: pd.Series, second: pd.Series, distinct: int) -> str:
         return ""
     return f"each of its {distinct:,} values goes with one value of {first.name!r} and back, in {len(first):,} rows"
 
-
+# %% ../nbs/07_kinds.ipynb #4c5008b2
 def _fixed_formula(first: pd.Series, second: pd.Series) -> str:
     """The line that one numeric column is of the other, empty when it is none."""
     if not (pd.api.types.is_float_dtype(first) and pd.api.types.is_float_dtype(second)):

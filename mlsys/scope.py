@@ -31,7 +31,7 @@ class Costs(BaseModel):
     true_positive: float | str = Field(0.0, description="a positive that was caught")
     true_negative: float | str = Field(0.0, description="a negative that was left alone")
 
-
+# %% ../nbs/01_scope.ipynb #780c4531
 class ServiceLevel(BaseModel):
     """What the service has to keep."""
     model_config = ConfigDict(frozen=True, extra="forbid")

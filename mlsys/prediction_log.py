@@ -8,6 +8,7 @@ __all__ = ['metadata', 'prediction_table', 'label_table', 'published_table', 'lo
 
 # %% ../nbs/30_prediction_log.ipynb #49e5718b
 import datetime as dt
+import itertools
 import json
 import os
 import time
@@ -226,6 +227,9 @@ class Request:
         return Request([_texts(one) for one in self.predictions], self.events)
 
 # %% ../nbs/30_prediction_log.ipynb #f1f28598
+_many = 64  # rows in one statement
+
+
 class LogDatabase:
     """The log's tables, as an outage sees them.
 
@@ -243,7 +247,8 @@ class LogDatabase:
         dialect = self.engine.dialect
         names = ", ".join(map(dialect.identifier_preparer.quote, prediction_fields))
         mark = "?" if dialect.paramstyle == "qmark" else "%s"
-        self._statement = f"INSERT INTO predictions ({names}) VALUES ({', '.join([mark] * len(prediction_fields))})"
+        self._marks = f"({', '.join([mark] * len(prediction_fields))})"
+        self._statement = f"INSERT INTO predictions ({names}) VALUES {self._marks}"
         self._made = False
 
     def transaction(self, action: str) -> Any:
@@ -261,7 +266,17 @@ class LogDatabase:
         with self.transaction(f"keep {len(rows)} predictions") as connection:
             insert_events(connection, events)
             if rows:
-                connection.exec_driver_sql(self._statement + " ON CONFLICT DO NOTHING" * again, rows)
+                self._insert(connection, rows, " ON CONFLICT DO NOTHING" * again)
+
+    def _insert(self, connection: sa.Connection, rows: list[tuple[str | None, ...]], otherwise: str) -> None:
+        """Many rows in a few statements, for between two statements the threads that answer may wait for this one."""
+        many = _many if connection.dialect.name == "sqlite" else len(rows) + 1
+        whole = len(rows) - len(rows) % many
+        for start in range(0, whole, many):
+            values = tuple(itertools.chain.from_iterable(rows[start:start + many]))
+            connection.exec_driver_sql(f"{self._statement}{f', {self._marks}' * (many - 1)}{otherwise}", values)
+        if rows[whole:]:
+            connection.exec_driver_sql(self._statement + otherwise, rows[whole:])
 
     def report(self, losses: Sequence[Loss]) -> None:
         """Keep a note of what was lost."""
@@ -424,13 +439,17 @@ class PredictionLog:
         events : list of dict, optional
             For the history, as `recall` gives them; they are on disk when this returns, for the next request to see.
         """
-        if not self._went_on(request := Request(predictions, events)):
-            self._writer.keep(request)
+        if not self.recorded_at_once(predictions, events):
+            self._writer.keep(Request(predictions, events))
 
     async def recorded(self, predictions: Sequence[Any], events: Sequence[Mapping[str, Any]] = ()) -> None:
         """`record` for an event loop, which goes on with other requests meanwhile."""
-        if not self._went_on(request := Request(predictions, events)):
-            await self._writer.kept(request)
+        if not self.recorded_at_once(predictions, events):
+            await self._writer.kept(Request(predictions, events))
+
+    def recorded_at_once(self, predictions: Sequence[Any], events: Sequence[Mapping[str, Any]] = ()) -> bool:
+        """`record` where nobody has to wait; False, and nothing is done, where one has to, as with a full buffer."""
+        return not (self.durable or events) and self.record_nowait(predictions)
 
     def record_nowait(self, predictions: Sequence[Any]) -> bool:
         """Hand predictions over and never wait; they are on disk within a second. False when there is no room for them.
@@ -440,17 +459,9 @@ class PredictionLog:
         Unavailable
             While the log fails, when the scope says to refuse then.
         """
-        return self._later(Request(predictions))
-
-    def _went_on(self, request: Request) -> bool:
-        """Whether a request need not wait; with a full buffer everyone waits."""
-        return not (self.durable or request.events) and self._later(request)
-
-    def _later(self, request: Request) -> bool:
-        """Hand a request over, if there is room for it."""
         if self.when_log_fails == "refuse" and self.failing:
             raise self.failing
-        return self._writer.later(request)
+        return self._writer.later(Request(predictions))
 
     def _write(self, batches: list[Batch]) -> list[Exception | None]:
         """What the writer's thread does with the batches of many requests."""

@@ -251,8 +251,14 @@ class Outermost(type(MlsysService)):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """The application that a worker serves."""
+        from uvicorn.config import HTTP_PROTOCOLS
+
+        from mlsys.protocol import Protocol
+
         gc.disable()  # until the model is loaded: to look for garbage meanwhile takes a second, and there is hardly any
-        return gateway(super().to_asgi(is_main))
+        Protocol.gateway = gateway(super().to_asgi(is_main))
+        HTTP_PROTOCOLS["auto"] = "mlsys.protocol:Protocol"  # BentoML leaves the choice to uvicorn
+        return Protocol.gateway
 
 
 if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):

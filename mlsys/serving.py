@@ -489,6 +489,14 @@ class Runtime(Serving):
         if answered.lineup.shadows:
             self.shadows.judge(answered.lineup, answered.cases)
 
+    def keep_at_once(self, answered: Answered) -> bool:
+        """Record an answer that need not wait for the log; False, and nothing is done, when it has to: see `kept`."""
+        if self.log is not None and not self.log.recorded_at_once(answered.records(), answered.events):
+            return False
+        if answered.lineup.shadows:
+            self.shadows.judge(answered.lineup, answered.cases)
+        return True
+
     def predict(self, rows: Any, explain: Any = False) -> dict[str, Any]:
         """Predict every row, or none, and record it: `{"predictions": [...]}`."""
         answered = self.answer(rows, explain)

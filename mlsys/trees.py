@@ -18,6 +18,9 @@ import scipy.special as special
 import sklearn.dummy as dummy
 import sklearn.ensemble as ensemble
 import sklearn.tree as tree
+from llvmlite import ir
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 from .core import MlsysError
 
@@ -452,6 +455,18 @@ def _group_table(group: _Group, place: Sequence[int], tables: dict[int, np.ndarr
             table[places.index(place[feature])] += row
     return table.T
 
+# %% ../nbs/24_trees.ipynb #b7f68b8e
+@intrinsic
+def _fetch(typing, array, place):
+    """Have the processor fetch an entry of an array that will be read soon; it changes nothing."""
+    def generate(context, builder, signature, arguments):
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        entry = builder.gep(make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, *3 * [number]]))
+        builder.call(fetch, [builder.bitcast(entry, pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+    return numba.types.void(array, place), generate
+
 # %% ../nbs/24_trees.ipynb #178eda5e
 @compiled
 def _meet(row, begin, threshold, missing_left, met):
@@ -477,7 +492,10 @@ def _look_up(met, line, first, entry, start, columns, place, table, sums):
         for k in range(first[g], first[g + 1]):
             one = entry[k]
             state |= (met[one >> np.uint32(6)] ^ (one >> np.uint32(5) & np.uint32(1))) << (one & np.uint32(31))
-        line[g] = start[g] + np.uint64(state) * np.uint64(columns[g + 1] - columns[g])
+        width = np.uint64(columns[g + 1] - columns[g])
+        line[g] = start[g] + np.uint64(state) * width
+        _fetch(table, line[g])
+        _fetch(table, line[g] + width - np.uint64(1))
     for g in range(start.shape[0]):
         begin, cell = np.uint64(columns[g]), line[g]
         for k in range(np.uint64(columns[g + 1]) - begin):

@@ -89,7 +89,7 @@ def serving_runtime() -> "Runtime":
         project = Project.find(os.environ.get("MLSYS_PROJECT"))
         runtime, spill = Runtime(project, required=False, tell=count), project.var / "spill"
         scope = agreed_scope(project, runtime)
-    runtime.log = open_log(database_url(), scope, spill, count_log)
+    runtime.log = open_log(database_url(), scope, spill, count_log, apart=True)
     return runtime
 
 

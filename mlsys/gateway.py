@@ -514,7 +514,7 @@ class Together:
     async def answer(self, runtime: "Runtime", ask: "Ask") -> "Answered":
         """The answer to a request; raises what is wrong with it."""
         future: asyncio.Future[Answered | Exception] = asyncio.get_running_loop().create_future()
-        self.ask(runtime, ask, lambda answer: future.done() or future.set_result(answer))
+        self.ask(runtime, ask, lambda answer: None if future.done() else future.set_result(answer))
         answer = await future
         if isinstance(answer, Exception):
             raise answer

@@ -8,7 +8,6 @@ __all__ = ['EntityKey', 'PredictionLog', 'open_log', 'Request', 'as_utc', 'label
 
 # %% ../nbs/30_prediction_log.ipynb #49e5718b
 import datetime as dt
-import json
 import logging
 import os
 import time

@@ -462,7 +462,8 @@ def _fetch(typing, array, place):
     def generate(context, builder, signature, arguments):
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         entry = builder.gep(make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, *3 * [number]]))
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
         builder.call(fetch, [builder.bitcast(entry, pointer), number(0), number(3), number(1)])
         return context.get_dummy_value()
     return numba.types.void(array, place), generate
@@ -494,8 +495,8 @@ def _look_up(met, line, first, entry, start, columns, place, table, sums):
             state |= (met[one >> np.uint32(6)] ^ (one >> np.uint32(5) & np.uint32(1))) << (one & np.uint32(31))
         width = np.uint64(columns[g + 1] - columns[g])
         line[g] = start[g] + np.uint64(state) * width
-        _fetch(table, line[g])
-        _fetch(table, line[g] + width - np.uint64(1))
+        _fetch(table, line[g])  # type: ignore[call-arg]
+        _fetch(table, line[g] + width - np.uint64(1))  # type: ignore[call-arg]
     for g in range(start.shape[0]):
         begin, cell = np.uint64(columns[g]), line[g]
         for k in range(np.uint64(columns[g + 1]) - begin):

@@ -3,7 +3,8 @@
 One model (200 trees with 31 leaves, 30 columns), one row a request, one worker and one thread for its arithmetic each, everything
 on in ours: checks, warnings, the log within a second, metrics, roles. Before anything is measured, every server has to give the
 same scores and contributions. Servers are measured in turn, at each concurrency, several rounds; the best round counts, for
-everything else on the machine only ever slows down. The client shares the machine with them. FastAPI and MLflow come with
+everything else on the machine only ever slows down; meanwhile the other servers are stopped. The client shares the machine with
+the one that is asked. FastAPI and MLflow come with
 `mlsys[mlflow]`. `--write FILE` keeps the table as a page of the docs.
 """
 
@@ -52,6 +53,12 @@ class Server:
     paths: dict[str, str]
     wrap: Any
     read: Any = None
+    process: int = 0  # with all those that it started
+
+    def processes(self) -> list[psutil.Process]:
+        """All of its processes."""
+        own = psutil.Process(self.process)
+        return [own, *own.children(recursive=True)]
 
 
 def make_project(folder: Path) -> Project:
@@ -101,6 +108,7 @@ def started(command: list[str], server: Server, row: dict[str, Any], log: Path, 
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"{server.name} did not start: {error}\n{log.read_text()[-3000:]}") from error
                 time.sleep(0.3)
+        server.process = process.pid
         yield server
     finally:
         mine = [one.pid for one in psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
@@ -136,7 +144,7 @@ def servers(stack: contextlib.ExitStack, folder: Path, project: Project, row: di
         return row
 
     found = [Server("mlsys", port, {"predict": "/predict", "explain": "/predict"},
-                    lambda row, kind: {"rows": [row], "explain": kind == "explain"}, read_ours)]
+                    lambda row, kind: {"rows": [row], "explain": kind == "explain"}, read_ours, ours.process.pid)]
     for name, label, paths in (("fastapi", "FastAPI + shap", both), ("kernel", "same kernel, bare uvicorn", both),
                                ("echo", "bare ASGI echo", {"explain": "/echo"})):
         port = free_port()
@@ -148,7 +156,8 @@ def servers(stack: contextlib.ExitStack, folder: Path, project: Project, row: di
                   "--port", str(port)], both, lambda row, kind: {"rows": [row]}, lambda answer: plain(answer[0]), port=str(port),
                   BENTOML_HOME=str(folder / "bentoml"))
     found.append(bento)
-    found.append(Server("bare BentoML echo", bento.port, {"explain": "/echo"}, lambda row, kind: {"row": row}))
+    found.append(Server("bare BentoML echo", bento.port, {"explain": "/echo"}, lambda row, kind: {"row": row},
+                        process=bento.process))
     write_mlflow(folder / "mlflow")
     for kind in ("predict", "explain"):
         port = free_port()
@@ -171,6 +180,19 @@ def check_equal(found: list[Server], rows: list[dict[str, Any]]) -> float:
     if not gap <= 1e-9:
         raise SystemExit(f"The servers say different things: {gap:.2g} apart.")
     return gap
+
+
+@contextlib.contextmanager
+def alone(server: Server, others: list[Server]) -> Iterator[None]:
+    """The others stand still for the length of a block: what they do while nobody asks them is not what is measured."""
+    still = [one for other in others if other.process != server.process for one in other.processes()]
+    for one in still:
+        one.suspend()
+    try:
+        yield
+    finally:
+        for one in still:
+            one.resume()
 
 
 def measure(server: Server, kind: str, bodies: Path, seconds: float, concurrency: int) -> dict[str, float]:
@@ -202,7 +224,8 @@ def main() -> None:
                     bodies = folder / "bodies.json"
                     bodies.write_text(json.dumps([json.dumps(server.wrap(row, kind)) for row in rows]))
                     for concurrency in (1, 16, 64):
-                        one = measure(server, kind, bodies, options.seconds, concurrency)
+                        with alone(server, found):
+                            one = measure(server, kind, bodies, options.seconds, concurrency)
                         if one["failed"]:
                             print(f"{server.name}, {kind}, {concurrency}: {one['failed']:.0f} failed", file=sys.stderr)
                         key = server.name.removesuffix(f" {kind}"), kind, concurrency

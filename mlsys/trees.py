@@ -496,7 +496,7 @@ def _look_up(met, line, first, entry, start, columns, place, table, sums):
         width = np.uint64(columns[g + 1] - columns[g])
         line[g] = start[g] + np.uint64(state) * width
         _fetch(table, line[g])  # type: ignore[call-arg]
-        _fetch(table, line[g] + width - np.uint64(1))  # type: ignore[call-arg]
+        _fetch(table, line[g] + width - np.uint64(1))
     for g in range(start.shape[0]):
         begin, cell = np.uint64(columns[g]), line[g]
         for k in range(np.uint64(columns[g + 1]) - begin):

@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from mlsys import prediction_log
+from mlsys import prediction_log, records
 from mlsys.cli import main
 from mlsys.core import MlsysError, Unavailable
 from mlsys.prediction_log import EntityKey, PredictionLog
@@ -159,7 +159,7 @@ def test_passwords_stay_out_of_messages() -> None:
 
 def test_every_statement_is_understood_by_postgresql() -> None:
     dialect = postgresql.dialect()
-    statements = [sa.schema.CreateTable(table) for table in prediction_log.metadata.sorted_tables]
+    statements = [sa.schema.CreateTable(table) for table in records.metadata.sorted_tables]
     statements.append(prediction_log._with_label("2026-01-01", "2026-02-01", "v1"))
     text = "\n".join(str(statement.compile(dialect=dialect)) for statement in statements)
     assert "SERIAL" in text and "TIMESTAMP WITHOUT TIME ZONE" in text and "row_number() OVER" in text

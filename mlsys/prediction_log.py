@@ -7,6 +7,7 @@ __all__ = ['EntityKey', 'PredictionLog', 'open_log', 'Request', 'as_utc', 'label
            'prediction_fields', 'prediction_table', 'published_table', 'to_json']
 
 # %% ../nbs/30_prediction_log.ipynb #49e5718b
+import contextlib
 import datetime as dt
 import logging
 import os
@@ -260,6 +261,12 @@ class PredictionLog:
             except Exception:  # a value that cannot go through a pipe, or no room for another process
                 _log.exception("predictions are written without the process that usually does it")
         return write_each(self._outage, requests, refusable)
+
+    def start(self) -> None:
+        """Start the process that writes, if there is to be one and it does not run: before the first prediction needs it."""
+        if self._scribe is not None:
+            with contextlib.suppress(OSError):  # no room for one at the moment; a write will say so
+                self._scribe.start()
 
     def flush(self) -> None:
         """Wait until all that was handed over before is kept, in the database or elsewhere."""

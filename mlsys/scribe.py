@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,17 +134,20 @@ class Scribe:
         self.failing: Unavailable | None = None
         self.unfinished = False
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self._starting, self._closed = threading.Lock(), False
 
     def start(self) -> None:
-        """Start the process; one that runs goes on."""
-        if self.process is not None and self.process.poll() is None:
-            return
+        """Start the process, which the first write does as well; one that runs goes on."""
+        with self._starting:
+            if not self._closed and (self.process is None or self.process.poll() is not None):
+                self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
         above = str(Path(mlsys.__file__).resolve().parents[1])  # the same library, wherever it lies
         environment = os.environ | {"MLSYS_SCRIBE_URL": self.url,  # a password has no place in a list of processes
                                     "PYTHONPATH": os.pathsep.join(filter(None, [above, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-c", "from mlsys.scribe import main; main()", str(self.spill or "")]
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def write(self, requests: Sequence[Request], refusable: Sequence[bool]) -> list[Exception | None]:
         """Write requests; for each None, or its error.
@@ -158,6 +162,7 @@ class Scribe:
         Exception
             When it cannot be done this way; who calls has to write by itself.
         """
+        self.start()
         work = Work([(list(map(as_tuple, one.predictions)), list(one.events)) for one in requests], list(refusable))
         try:
             done = self._ask(work)
@@ -172,16 +177,19 @@ class Scribe:
         return [None if told is None else (Unavailable if told[0] else MlsysError)(told[1]) for told in done.errors]
 
     def _ask(self, work: Work) -> Done:
-        assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
-        send(self.process.stdin, work)
-        if (done := receive(self.process.stdout, Done)) is None:
-            self.process.kill()
-            self.process.wait()
+        process = self.process  # another thread may put a new one into its place
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        send(process.stdin, work)
+        if (done := receive(process.stdout, Done)) is None:
+            process.kill()
+            process.wait()
             raise EOFError
         return done
 
     def close(self) -> None:
         """End the process, when all is written."""
+        with self._starting:
+            self._closed = True
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()

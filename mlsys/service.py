@@ -145,6 +145,8 @@ def follow(runtime: "Runtime", guard: "Guard", starter: int | None = None) -> No
     told = ""
     while True:
         time.sleep(0.2)
+        if runtime.log is not None:
+            runtime.log.start()
         if process := deserted(_supervisor, starter):
             os.kill(process, signal.SIGTERM)
         guard.refresh()
@@ -196,7 +198,8 @@ def tracing_to(collector: str | None) -> dict[str, Any]:
     tracing=tracing_to(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")),
     metrics={"enabled": False},  # its counters have a label for every path that a stranger tries; see meters
     logging={"access": {"enabled": False}},  # it would keep the paths and content types that clients send; see Journal
-    envs=[{"name": name, "value": "1"} for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")],
+    envs=[*({"name": name, "value": "1"} for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")),
+          {"name": "ARROW_DEFAULT_MEMORY_POOL", "value": "system"}],  # its own would keep a thread for itself
 )
 class MlsysService:
     """Predictions that explain themselves."""
@@ -255,6 +258,7 @@ class Outermost(type(MlsysService)):  # type: ignore[misc]
 
         from mlsys.protocol import Protocol
 
+        sys.modules.setdefault("pytest", None)  # type: ignore[arg-type]  # skops has all of scikit-learn listed, tests and all
         gc.disable()  # until the model is loaded: to look for garbage meanwhile takes a second, and there is hardly any
         Protocol.gateway = gateway(super().to_asgi(is_main))
         HTTP_PROTOCOLS["auto"] = "mlsys.protocol:Protocol"  # BentoML leaves the choice to uvicorn

@@ -287,6 +287,36 @@ def test_a_worker_killed_under_load_takes_only_its_own_requests_along(project, s
     assert len(httpx.get(f"{service.url}/metrics", timeout=60).text) > 1000
 
 
+def scribes(above: psutil.Process) -> list[psutil.Process]:
+    """The processes that write the prediction log."""
+    found = []
+    for one in above.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [one] * any("mlsys.scribe" in word for word in one.cmdline())
+    return found
+
+
+def test_killed_scribes_are_replaced_and_nothing_is_lost(project, service, asked):
+    supervisor = psutil.Process(service.process.pid)
+    all_answer(service.url, lambda: team(service))
+    with Clients(port_of(service.url), asked, 8) as told:
+        for _ in range(3):
+            eventually(lambda: len(scribes(supervisor)) == 2)
+            count, victims = len(told.ids), scribes(supervisor)
+            for one in victims:
+                one.kill()
+            eventually(lambda count=count: len(told.ids) > count + 100)
+            eventually(lambda victims=victims: len({*scribes(supervisor)} - {*victims}) == 2, what="no scribe came in its place")
+    assert not told.wrong and not told.failed, (told.wrong[:3], told.failed[:3])
+    eventually(lambda: without_row(project, told.ids) == 0, 10)
+    victim = team(service)[0]
+    mine = scribes(victim)
+    assert len(mine) == 1
+    kill(victim)
+    eventually(lambda: gone(mine[0]), 10, "a scribe outlives its worker")
+    eventually(lambda: len(team(service)) == 2 and victim not in team(service))
+
+
 @pytest.mark.stress
 def test_metrics_forget_what_a_killed_worker_was_doing(project, service, asked):
     registry, serves = Registry(project), 'mlsys_serves{model="%s",role="champion"}'

@@ -186,9 +186,9 @@ def check_equal(found: list[Server], rows: list[dict[str, Any]]) -> float:
 def alone(server: Server, others: list[Server]) -> Iterator[None]:
     """The others stand still for the length of a block: what they do while nobody asks them is not what is measured."""
     still = [one for other in others if other.process != server.process for one in other.processes()]
-    for one in still:
-        one.suspend()
     try:
+        for one in still:
+            one.suspend()
         yield
     finally:
         for one in still:

@@ -389,15 +389,17 @@ class Gateway:
         self.threads, self.waiting = anyio.CapacityLimiter(4), 0
         self.journal, self.together = Journal(write), Together()
         self.clock = Clock(self._each_tick)
-        self._later: set[asyncio.Task[None]] = set()
+        self.held, self._later = 0, set[asyncio.Task[None]]()  # what `at_once` has taken up, and what of it waits for the log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request: its answer or its refusal, measured and noted."""
         if scope["type"] != "http" or (scope["path"] in bentoml_paths and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
-            if scope["type"] == "lifespan":  # the server has ended
+            if scope["type"] == "lifespan":  # the server has ended, and the process does in a moment
                 self.clock.stop()
                 self.journal.flush()
+                with anyio.move_on_after(5):
+                    await anyio.to_thread.run_sync(self.runtime().flush, abandon_on_cancel=True)
             return
         start, runtime, request = time.perf_counter(), self.runtime(), asked(scope)
         task = self.clock.watch(runtime.limits.max_seconds)
@@ -436,7 +438,7 @@ class Gateway:
 
     def in_work(self) -> int:
         """How many requests have no answer yet."""
-        return len(self.clock.deadlines) + len(self.together) + len(self._later)
+        return len(self.clock.deadlines) + self.held + len(self._later)
 
     def after(self, waited: Awaitable[None], leave: Callable[[], Any], give_up: Callable[[Exception], Any]) -> None:
         """Call `leave` when something has come to its end, or `give_up` with its error, or when it takes too long."""
@@ -502,9 +504,6 @@ class Together:
         self.most = most
         self._waiting: list[tuple[Ask, Callable[[Any], Any]]] = []
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def ask(self, runtime: "Runtime", ask: "Ask", tell: Callable[["Answered | Exception"], Any]) -> None:
         """Have a request answered within this turn; `tell` hears the answer, or what is wrong with it."""
         self._waiting.append((ask, tell))
@@ -529,7 +528,10 @@ class Together:
             except Exception as error:  # such as NoModel: it holds for all of them
                 answers = [error] * len(some)
             for (_, tell), answer in zip(some, answers, strict=True):
-                tell(answer)
+                try:
+                    tell(answer)
+                except Exception:  # the others want their answers all the same
+                    log.exception("an answer did not leave")
 
 
 _small = 64 * 1024  # bytes that are read on the event loop
@@ -584,31 +586,36 @@ def at_once(gateway: Gateway, scope: Any, body: bytes, send: Callable[[Reply, As
     facts: dict[str, Any] = {"at": time.time()}
 
     def leave(reply: Reply) -> None:
-        gateway.note(request, reply, start, facts)
+        try:
+            gateway.note(request, reply, start, facts)
+        except Exception:  # of the journal, say on a full disk: the answer is made
+            log.exception("a request is in no journal")
         send(reply, request)
 
     def tell(answered: "Answered | Exception") -> None:
+        gateway.held -= 1
         try:
             if isinstance(answered, Exception):
                 raise answered
-            answer, composed = answered.to_json(), time.perf_counter()
+            reply, composed = Reply(answered.to_json()), time.perf_counter()
             at_last = None if runtime.keep_at_once(answered) else runtime.kept(answered)
             facts.update(facts_of(answered, read - start, time.perf_counter() - composed))
-            if at_last is None:
-                leave(Reply(answer))
-            else:
-                gateway.after(at_last, lambda: leave(Reply(answer)), lambda error: leave(reply_to(error)))
         except Exception as error:
-            leave(reply_to(error))
+            reply, at_last = reply_to(error), None
+        if at_last is None:
+            leave(reply)
+        else:
+            gateway.after(at_last, lambda: leave(reply), lambda error: leave(reply_to(error)))
 
     try:
         facts["key"] = scope[_entered] = enter(gateway, scope, request, "predict")
         told, read = parse_object(body, _rows, _by), time.perf_counter()
-    except Exception as error:
-        leave(reply_to(error))
+    except Exception as error:  # it leaves after what has arrived with it was read
+        asyncio.get_running_loop().call_soon(leave, reply_to(error))
         return True
     if "by" in told or not runtime.is_quick(told["rows"]):
         return False
+    gateway.held += 1
     gateway.together.ask(runtime, (told["rows"], told.get("explain", False)), tell)
     return True
 

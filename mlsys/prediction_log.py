@@ -255,12 +255,18 @@ class PredictionLog:
         """What the writer's thread does with the batches of many requests."""
         requests = [batch.rows or Request(()) for batch in batches]  # nothing, of who only waits for the others
         refusable = [self.when_log_fails == "refuse" and batch.waiter is not None for batch in batches]
-        if self._scribe is not None and not self._outage.unfinished:
-            try:
-                return self._scribe.write(requests, refusable)
-            except Exception:  # a value that cannot go through a pipe, or no room for another process
-                _log.exception("predictions are written without the process that usually does it")
-        return write_each(self._outage, requests, refusable)
+        if self._scribe is None or self._outage.unfinished:
+            return write_each(self._outage, requests, refusable)
+        try:
+            return self._scribe.write(requests, refusable)
+        except Exception as error:  # a value that cannot go through a pipe, or no room for another process
+            _log.warning("predictions are written without the process that usually does it: %s", type(error).__name__)
+        self._scribe.failing, self._scribe.unfinished = None, False  # how the log fares is seen here now
+        self._database.again = True  # it may have written some of them
+        try:
+            return write_each(self._outage, requests, refusable)
+        finally:
+            self._database.again = False
 
     def start(self) -> None:
         """Start the process that writes, if there is to be one and it does not run: before the first prediction needs it."""
@@ -274,10 +280,12 @@ class PredictionLog:
 
     def close(self) -> None:
         """Keep what was handed over, and let go of the database."""
-        self.flush()
-        if self._scribe is not None:
-            self._scribe.close()
-        self.engine.dispose()
+        try:
+            self.flush()
+        finally:
+            if self._scribe is not None:
+                self._scribe.close()
+            self.engine.dispose()
 
     def transaction(self, action: str) -> Any:
         """One transaction on the log's tables; `action` is for the message, such as "be read"."""

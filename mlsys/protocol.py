@@ -18,11 +18,12 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's protocol, with a short way for predictions of a few rows."""
     gateway: Gateway | None = None  # for all connections of a process
     _held: RequestResponseCycle | None = None
+    _reading = False  # what has arrived, which is when a request may be held: more is sure to follow
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """uvicorn's call for a request whose headers are there."""
-        if self.gateway and app is self.app and cycle.more_body and not (self.expect_100_continue or self.flow.write_paused) and (
-                cycle.scope["path"] == "/predict" and cycle.scope["method"] == "POST"):
+        usual = self.expect_100_continue or self.flow.write_paused or app is not self.app or not cycle.more_body
+        if self._reading and not usual and cycle.scope["path"] == "/predict" and cycle.scope["method"] == "POST" and self.gateway:
             self._held = cycle
         else:
             super()._start_asgi_task(cycle, app)
@@ -37,14 +38,16 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """The transport's call for what has arrived."""
+        self._reading = True
         super().data_received(data)
+        self._reading = False
         if self._held:  # the rest of its body is on the way
             cycle, self._held = self._held, None
             super()._start_asgi_task(cycle, self.app)
 
     def _send(self, cycle: RequestResponseCycle, reply: Reply, request: Asked) -> None:
         """Write a whole answer."""
-        if cycle.disconnected:
+        if cycle.disconnected or self.transport.is_closing():
             return
         cycle.response_started = cycle.response_complete = True
         head = [STATUS_LINE[reply.status]]
@@ -55,3 +58,8 @@ class Protocol(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         cycle.on_response()
+        cycle.on_response = _nothing  # or the two would hold each other
+
+
+def _nothing() -> None:
+    """What a cycle does at its end when all is done."""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,9 +46,8 @@ class Done(msgspec.Struct, array_like=True, gc=False):
     counts: dict[str, int]
 
 
-def send(pipe: IO[bytes], message: Any) -> None:
+def send(pipe: IO[bytes], body: bytes) -> None:
     """Write a message."""
-    body = _pack(message)
     pipe.write(len(body).to_bytes(8, "big"))
     pipe.write(body)
     pipe.flush()
@@ -74,6 +74,12 @@ def write_all(url: str, folder: str, source: IO[bytes], target: IO[bytes]) -> No
     counts = Counter[str]()
     database = LogDatabase(url)
     outage = Outage(database, Spill(Path(folder)) if folder else None, count=lambda what, rows: counts.update({what: rows}))
+    try:
+        with database.transaction("be opened"):
+            pass
+        outage.recover()  # what one that died has left behind
+    except Unavailable as error:
+        outage.failing = error
     while (work := receive(source, Work)) is not None:
         database.again = work.again
         try:
@@ -84,7 +90,7 @@ def write_all(url: str, folder: str, source: IO[bytes], target: IO[bytes]) -> No
         told = [None if error is None else (isinstance(error, Unavailable), str(error)) for error in errors]
         failing = str(outage.failing) if outage.failing else None
         done, counts = Done(told, failing, outage.unfinished, dict(counts)), Counter()
-        send(target, done)
+        send(target, _pack(done))
 
 
 def write_each(outage: Outage, requests: Sequence[Request], refusable: Sequence[bool]) -> list[Exception | None]:
@@ -105,10 +111,16 @@ def main() -> None:
     """Be the process; its arguments are the URL and the folder."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # it ends with the process above it, and not before
+    target = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever anybody prints is no message
     with contextlib.suppress(BrokenPipeError):
-        write_all(os.environ.pop("MLSYS_SCRIBE_URL"), sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
+        write_all(os.environ.pop("MLSYS_SCRIBE_URL"), sys.argv[1], sys.stdin.buffer, target)
 
 # %% ../nbs/29_scribe.ipynb #5e2f000a
+_most = 1_000  # requests in one message
+_pause = 0.1  # seconds before a second start, twice as many before each further one
+
+
 class Scribe:
     """Writes batches by a process of its own; used by one thread at a time.
 
@@ -134,13 +146,19 @@ class Scribe:
         self.failing: Unavailable | None = None
         self.unfinished = False
         self.process: subprocess.Popen[bytes] | None = None
-        self._starting, self._closed = threading.Lock(), False
+        self._starting, self._closed, self._owner = threading.Lock(), False, os.getpid()
+        self._pause, self._again = _pause, 0.0
 
     def start(self) -> None:
         """Start the process, which the first write does as well; one that runs goes on."""
         with self._starting:
-            if not self._closed and (self.process is None or self.process.poll() is not None):
-                self.process = self._started()
+            if self._owner != os.getpid():  # after a fork it is the parent's
+                self.process, self._owner = None, os.getpid()
+            if self._closed or (self.process is not None and self.process.poll() is None) or time.monotonic() < self._again:
+                return
+            self._pause = min(2 * self._pause, 30.0)  # until it has answered once
+            self._again = time.monotonic() + self._pause
+            self.process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
         above = str(Path(mlsys.__file__).resolve().parents[1])  # the same library, wherever it lies
@@ -162,28 +180,38 @@ class Scribe:
         Exception
             When it cannot be done this way; who calls has to write by itself.
         """
-        self.start()
-        work = Work([(list(map(as_tuple, one.predictions)), list(one.events)) for one in requests], list(refusable))
-        try:
-            done = self._ask(work)
-        except (OSError, EOFError):
-            _log.warning("the process that writes the prediction log was gone; another one takes over")
-            self.start()
-            work.again = True
-            done = self._ask(work)
-        self.failing, self.unfinished = Unavailable(done.failing) if done.failing else None, done.unfinished
-        for what, rows in done.counts.items():
-            self.count(what, rows)
-        return [None if told is None else (Unavailable if told[0] else MlsysError)(told[1]) for told in done.errors]
+        errors: list[Exception | None] = []
+        for start in range(0, len(requests), _most) or [0]:
+            part = [(list(map(as_tuple, one.predictions)), list(one.events)) for one in requests[start:start + _most]]
+            work = Work(part, list(refusable[start:start + _most]))
+            try:
+                done = self._ask(work)
+            except (OSError, EOFError):
+                _log.warning("the process that writes the prediction log was gone; another one takes over")
+                work.again = True
+                done = self._ask(work)
+            self.failing, self.unfinished = Unavailable(done.failing) if done.failing else None, done.unfinished
+            for what, rows in done.counts.items():
+                self.count(what, rows)
+            errors += [None if told is None else (Unavailable if told[0] else MlsysError)(told[1]) for told in done.errors]
+        return errors
 
     def _ask(self, work: Work) -> Done:
+        """What became of requests. After an error in between the process has to end, or its next answer would be to these."""
+        message = _pack(work)
+        self.start()
         process = self.process  # another thread may put a new one into its place
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        send(process.stdin, work)
-        if (done := receive(process.stdout, Done)) is None:
+        if process is None or process.stdin is None or process.stdout is None or process.stdin.closed:
+            raise EOFError("there is no process that writes the prediction log")
+        try:
+            send(process.stdin, message)
+            if (done := receive(process.stdout, Done)) is None:
+                raise EOFError("the process that writes the prediction log has ended")
+        except BaseException:
             process.kill()
             process.wait()
-            raise EOFError
+            raise
+        self._pause, self._again = _pause, 0.0
         return done
 
     def close(self) -> None:
@@ -193,4 +221,9 @@ class Scribe:
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
-            self.process.wait(30)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:  # a database that neither answers nor refuses
+                self.process.kill()
+                self.process.wait()
+            self.process.stdout.close()  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ __all__ = ['Past', 'Tell', 'Ask', 'decide', 'answer_scores', 'explained', 'short
            'Runtime', 'example_rows', 'describe_inputs', 'InvalidRows', 'Limits', 'NoModel', 'TooManyRows']
 
 # %% ../nbs/34_serving.ipynb #ebad9da5
+import contextlib
 import datetime as dt
 import logging
 import math
@@ -496,6 +497,12 @@ class Runtime(Serving):
         if answered.lineup.shadows:
             self.shadows.judge(answered.lineup, answered.cases)
         return True
+
+    def flush(self) -> None:
+        """Wait until all that was answered is recorded, as far as it can be; for the end of a process."""
+        if self.log is not None:
+            with contextlib.suppress(MlsysError):
+                self.log.flush()
 
     def predict(self, rows: Any, explain: Any = False) -> dict[str, Any]:
         """Predict every row, or none, and record it: `{"predictions": [...]}`."""

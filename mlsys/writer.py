@@ -159,11 +159,10 @@ class GroupWriter:
                     continue
             last = time.monotonic()
             try:
-                errors = self.write(batches)
+                settle(batches, self.write(batches))
             except Exception as error:  # a fault of `write`: whoever waits must hear of it, or would wait for ever
                 log.exception("writing failed")
-                errors = [error] * len(batches)
-            settle(batches, errors)
+                settle(batches, [error] * len(batches))
 
 # %% ../nbs/27_writer.ipynb #5e1f302c
 @atexit.register

@@ -177,6 +177,35 @@ def test_a_server_that_stops_and_comes_back(server, tmp_path):  # noqa: F811
         log.close()
 
 
+def test_a_scribe_that_dies_while_the_server_is_away(server, tmp_path):  # noqa: F811
+    """The next one knows that the server is away, and writes what the first has put aside, though nothing comes any more."""
+    url = server.database("scribes")
+    log = PredictionLog(url, durable=False, when_log_fails="answer", spill=tmp_path / "spill", apart=True)
+    log.record(make_predictions(3, "before-"))
+    log.flush()
+
+    def until(true, what: str) -> None:
+        deadline = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.1)
+    server.stop()
+    try:
+        log.record(make_predictions(3, "during-"))
+        log.flush()
+        assert log.failing and list((tmp_path / "spill").glob("*.jsonl"))
+        first = log._scribe.process
+        first.kill()
+        until(lambda: log._scribe.process is not first, "no scribe came in its place")
+        time.sleep(1)
+        assert log.failing
+    finally:
+        server.start()
+    until(lambda: not log.failing and not list((tmp_path / "spill").glob("*.jsonl")), "what was put aside lies there still")
+    log.close()
+    assert len(PredictionLog(url).predictions()) == 6
+
+
 def test_the_history_store(url):
     scope = Scope(name="s", task="binary", target="t", positive="y", id="id", time="at", entity="card")
     schema = Schema(columns=[{"name": "id", "kind": "id", "role": "id"}, {"name": "at", "kind": "datetime", "role": "time"},

@@ -53,7 +53,7 @@ def send(pipe: IO[bytes], body: bytes) -> None:
     pipe.flush()
 
 
-def receive(pipe: IO[bytes], kind: type[Any]) -> Any:
+def receive(pipe: IO[bytes], kind: Any) -> Any:
     """Read a message; None when the other side has ended."""
     head = pipe.read(8)
     size = int.from_bytes(head, "big") if len(head) == 8 else 0

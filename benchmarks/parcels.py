@@ -49,8 +49,8 @@ def make_table(rows: int = 1500) -> pd.DataFrame:
     return df.assign(lost=np.where(rng.random(rows) < 1 / (1 + np.exp(-risk)), "yes", "no"))
 
 
-def make_project(root: Path) -> Project:
-    """A project in an empty folder, with a linear version, which serves, and one of trees."""
+def make_project(root: Path, durable: bool = True) -> Project:
+    """A project in an empty folder, with a linear version, which serves, and one of trees; `durable` as in its scope."""
     (root / "settings.ini").write_text("[DEFAULT]\nproject = parcels\n")
     shutil.copy(Path(__file__).parents[1] / "bentofile.yaml", root)
     project = Project.find(root)
@@ -63,10 +63,11 @@ def make_project(root: Path) -> Project:
     schema, (y, classes) = schema.learn(frame), encode_target(table.lost, scope)
     bound = import_copy(adopt_code(project.source, project.package), "features").features.bind(schema)
     golden = json.loads(table.head(5).drop(columns=["lost", "email"]).to_json(orient="records", date_format="iso"))
+    own = scope.model_copy(update={"durable": durable})
     for spec in (linear(), boosting()):
         pipeline = build_pipeline(spec, bound, scope.task).fit(frame, y)
         Registry(project).register(
-            scope=scope, schema=schema, pipeline=pipeline, explainer=Explainer.of(pipeline, frame, scope.task),
+            scope=own, schema=schema, pipeline=pipeline, explainer=Explainer.of(pipeline, frame, scope.task),
             threshold=0.3, classes=classes, golden=golden,
             evaluation=evaluate(y, predict_scores(pipeline, frame, scope.task), scope.task, scope.metric, resamples=50))
     Registry(project).promote("v1", "the first")

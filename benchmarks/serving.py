@@ -4,8 +4,7 @@ One model (200 trees with 31 leaves, 30 columns), one row a request, one worker 
 on in ours: checks, warnings, the log within a second, metrics, roles. Before anything is measured, every server has to give the
 same scores and contributions. Servers are measured in turn, at each concurrency, several rounds; the best round counts, for
 everything else on the machine only ever slows down; meanwhile the other servers are stopped. The client shares the machine with
-the one that is asked. FastAPI and MLflow come with
-`mlsys[mlflow]`. `--write FILE` keeps the table as a page of the docs.
+the one that is asked. FastAPI and MLflow come with `mlsys[mlflow]`. `--write FILE` keeps the table as a page of the docs.
 """
 
 import argparse

@@ -30,7 +30,8 @@ import uvloop
 
 from benchmarks.parcels import make_project
 from mlsys.core import Project
-from mlsys.prediction_log import PredictionLog, prediction_table
+from mlsys.prediction_log import PredictionLog
+from mlsys.records import prediction_table
 from mlsys.registry import Registry
 from mlsys.roles import Holder
 from mlsys.service import running_service

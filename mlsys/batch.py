@@ -32,10 +32,11 @@ from tqdm import tqdm
 from .core import MlsysError, UsageError, content_hash, did_you_mean, exclusive, read_json, write_json
 from .explain import Explanation
 from .history import HistoryStore, recall
-from .prediction_log import EntityKey, PredictionLog, to_json
+from .prediction_log import EntityKey, PredictionLog
 from .predictor import Answers
 from .profile import StreamReport, join_parts, part_report
 from .published import count_published, publish, whose_published
+from .records import to_json
 from .registry import ModelVersion, load_version
 from .serving import explained
 from .sources import count_rows, hide_password, read_batches

@@ -903,7 +903,7 @@ def _moment(text: str | None, option: str) -> Any:
     """A moment as it is typed: a date, a time, or a span back from now."""
     import datetime as dt
 
-    from mlsys.prediction_log import as_utc
+    from mlsys.records import as_utc
     from mlsys.scope import parse_span
 
     if text is None:

@@ -6,7 +6,7 @@
 __all__ = ['page', 'page_policy', 'routes', 'bentoml_paths', 'Admit', 'Asked', 'asked', 'Reply', 'reply_to', 'headers_of',
            'send_reply', 'Gone', 'says_json', 'read_body', 'meters', 'count', 'count_log', 'metrics_text',
            'observe_all', 'Note', 'note_line', 'Journal', 'count_notes', 'as_page', 'feedback', 'model', 'inputs_of',
-           'Route', 'Clock', 'Gateway', 'enter', 'respond', 'Together', 'compose', 'predict', 'at_once', 'facts_of']
+           'Route', 'Clock', 'Gateway', 'enter', 'respond', 'Together', 'compose', 'predict', 'facts_of', 'at_once']
 
 # %% ../nbs/37_gateway.ipynb #6587b43f
 import asyncio
@@ -394,12 +394,7 @@ class Gateway:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request: its answer or its refusal, measured and noted."""
         if scope["type"] != "http" or (scope["path"] in bentoml_paths and scope["method"] in ("GET", "HEAD")):
-            await self.app(scope, receive, send)
-            if scope["type"] == "lifespan":  # the server has ended, and the process does in a moment
-                self.clock.stop()
-                self.journal.flush()
-                with anyio.move_on_after(5):
-                    await anyio.to_thread.run_sync(self.runtime().flush, abandon_on_cancel=True)
+            await self.app(scope, receive, self._before_the_end(send) if scope["type"] == "lifespan" else send)
             return
         start, runtime, request = time.perf_counter(), self.runtime(), asked(scope)
         task = self.clock.watch(runtime.limits.max_seconds)
@@ -419,6 +414,17 @@ class Gateway:
             self.clock.deadlines.pop(task, None)
         self.note(request, reply, start, facts)
         await send_reply(reply, request, send)
+
+    def _before_the_end(self, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        """`send` of a server's life: told that all is shut down, the process ends, so nothing may be left to write."""
+        async def told(message: Any) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                self.clock.stop()
+                self.journal.flush()
+                with anyio.move_on_after(5):
+                    await anyio.to_thread.run_sync(self.runtime().flush, abandon_on_cancel=True)
+            await send(message)
+        return told
 
     def note(self, request: Asked, reply: Reply, start: float, facts: Mapping[str, Any]) -> None:
         """Enter a request into the journal."""
@@ -569,6 +575,16 @@ async def predict(gateway: Gateway, runtime: "Runtime", body: bytes, facts: dict
     return Reply(answer)
 
 
+def facts_of(answered: "Answered", read: float, record: float) -> dict[str, Any]:
+    """What the journal should know of predictions, and the seconds that reading and recording took; warnings are counted."""
+    predictions = answered.predictions
+    for one in predictions:
+        for warning in one["warnings"]:
+            meters().warnings.labels(one["model"], warning["field"]).inc()
+    return {"rows": len(predictions), "stages": {"read": read, **answered.seconds, "record": record},
+            "by": tuple((one["model"], one["role"]) for one in predictions), "scores": tuple(one["score"] for one in predictions)}
+
+# %% ../nbs/37_gateway.ipynb #5c0e0002
 def at_once(gateway: Gateway, scope: Any, body: bytes, send: Callable[[Reply, Asked], Any]) -> bool:
     """Take up a POST /predict for a few rows, whose answer needs no task of its own; False leaves it to the usual way.
 
@@ -618,13 +634,3 @@ def at_once(gateway: Gateway, scope: Any, body: bytes, send: Callable[[Reply, As
     gateway.held += 1
     gateway.together.ask(runtime, (told["rows"], told.get("explain", False)), tell)
     return True
-
-
-def facts_of(answered: "Answered", read: float, record: float) -> dict[str, Any]:
-    """What the journal should know of predictions, and the seconds that reading and recording took; warnings are counted."""
-    predictions = answered.predictions
-    for one in predictions:
-        for warning in one["warnings"]:
-            meters().warnings.labels(one["model"], warning["field"]).inc()
-    return {"rows": len(predictions), "stages": {"read": read, **answered.seconds, "record": record},
-            "by": tuple((one["model"], one["role"]) for one in predictions), "scores": tuple(one["score"] for one in predictions)}

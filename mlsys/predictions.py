@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from .core import UsageError, atomic_file
 from .history import HistoryStore, canonical, digest
-from .prediction_log import (EntityKey, PredictionLog, as_utc, label_table, loss_table, prediction_table, published_table,
-                                  to_json)
+from .prediction_log import EntityKey, PredictionLog
+from .records import as_utc, label_table, loss_table, prediction_table, published_table, to_json
 
 # %% ../nbs/31_predictions.ipynb #a0f9c714
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .core import MlsysError, Unavailable, UsageError
-from .prediction_log import EntityKey, PredictionLog, as_utc, new_id, prediction_fields, published_table
+from .prediction_log import EntityKey, PredictionLog
+from .records import as_utc, new_id, prediction_fields, published_table
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, NotPublished, TooManyRows, check_size, oversized
 from .roles import LineUp

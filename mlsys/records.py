@@ -8,7 +8,6 @@ __all__ = ['metadata', 'prediction_table', 'label_table', 'published_table', 'lo
 
 # %% ../nbs/28_records.ipynb #4c1d0003
 import datetime as dt
-import itertools
 import json
 import os
 import time
@@ -188,9 +187,6 @@ class Request:
         return Request([_texts(one) for one in self.predictions], self.events)
 
 # %% ../nbs/28_records.ipynb #f1f28598
-_many = 64  # rows in one statement
-
-
 class LogDatabase:
     """The log's tables, as an outage sees them.
 
@@ -208,8 +204,7 @@ class LogDatabase:
         dialect = self.engine.dialect
         names = ", ".join(map(dialect.identifier_preparer.quote, prediction_fields))
         mark = "?" if dialect.paramstyle == "qmark" else "%s"
-        self._marks = f"({', '.join([mark] * len(prediction_fields))})"
-        self._statement = f"INSERT INTO predictions ({names}) VALUES {self._marks}"
+        self._statement = f"INSERT INTO predictions ({names}) VALUES ({', '.join([mark] * len(prediction_fields))})"
         self._made = False
         self.again = False  # whether rows may be there already, whoever asks
 
@@ -231,17 +226,7 @@ class LogDatabase:
 
                 insert_events(connection, events)
             if rows:
-                self._insert(connection, rows, " ON CONFLICT DO NOTHING" * (again or self.again))
-
-    def _insert(self, connection: sa.Connection, rows: list[tuple[str | None, ...]], otherwise: str) -> None:
-        """Many rows in a few statements, for between two statements the threads that answer may wait for this one."""
-        many = _many if connection.dialect.name == "sqlite" else len(rows) + 1
-        whole = len(rows) - len(rows) % many
-        for start in range(0, whole, many):
-            values = tuple(itertools.chain.from_iterable(rows[start:start + many]))
-            connection.exec_driver_sql(f"{self._statement}{f', {self._marks}' * (many - 1)}{otherwise}", values)
-        if rows[whole:]:
-            connection.exec_driver_sql(self._statement + otherwise, rows[whole:])
+                connection.exec_driver_sql(self._statement + " ON CONFLICT DO NOTHING" * (again or self.again), rows)
 
     def report(self, losses: Sequence[Loss]) -> None:
         """Keep a note of what was lost."""

@@ -18,7 +18,7 @@ from typing import Any
 from .cells import usual_range
 from .core import MlsysError, did_you_mean
 from .kinds import level_kinds
-from .prediction_log import as_utc
+from .records import as_utc
 from .schema import Column, RowCheck, Schema
 
 # %% ../nbs/32_requests.ipynb #fd3a07f4

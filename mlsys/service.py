@@ -256,13 +256,12 @@ class Outermost(type(MlsysService)):  # type: ignore[misc]
         """The application that a worker serves."""
         from uvicorn.config import HTTP_PROTOCOLS
 
-        from mlsys.protocol import Protocol
+        from mlsys.protocol import PredictionProtocol
 
-        sys.modules.setdefault("pytest", None)  # type: ignore[arg-type]  # skops has all of scikit-learn listed, tests and all
         gc.disable()  # until the model is loaded: to look for garbage meanwhile takes a second, and there is hardly any
-        Protocol.gateway = gateway(super().to_asgi(is_main))
-        HTTP_PROTOCOLS["auto"] = "mlsys.protocol:Protocol"  # BentoML leaves the choice to uvicorn
-        return Protocol.gateway
+        PredictionProtocol.gateway = gateway(super().to_asgi(is_main))
+        HTTP_PROTOCOLS["auto"] = "mlsys.protocol:PredictionProtocol"  # BentoML leaves the choice to uvicorn
+        return PredictionProtocol.gateway
 
 
 if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):

@@ -31,8 +31,9 @@ import pandas as pd
 from .core import MlsysError, Project
 from .features import FeatureError
 from .history import HistoryStore, recall
-from .prediction_log import EntityKey, PredictionLog, new_id
+from .prediction_log import EntityKey, PredictionLog
 from .predictor import Answers
+from .records import new_id
 from .registry import ModelVersion
 from .requests import InvalidRows, Limits, TooManyRows, check_labels
 from .roles import Holder, LineUp, NoModel, Serving, whom

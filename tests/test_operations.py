@@ -287,33 +287,33 @@ def test_a_worker_killed_under_load_takes_only_its_own_requests_along(project, s
     assert len(httpx.get(f"{service.url}/metrics", timeout=60).text) > 1000
 
 
-def scribes(above: psutil.Process) -> list[psutil.Process]:
+def log_processes(above: psutil.Process) -> list[psutil.Process]:
     """The processes that write the prediction log."""
     found = []
     for one in above.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [one] * any("mlsys.scribe" in word for word in one.cmdline())
+            found += [one] * any("mlsys.log_process" in word for word in one.cmdline())
     return found
 
 
-def test_killed_scribes_are_replaced_and_nothing_is_lost(project, service, asked):
+def test_killed_log_processes_are_replaced_and_nothing_is_lost(project, service, asked):
     supervisor = psutil.Process(service.process.pid)
     all_answer(service.url, lambda: team(service))
     with Clients(port_of(service.url), asked, 8) as told:
         for _ in range(3):
-            eventually(lambda: len(scribes(supervisor)) == 2)
-            count, victims = len(told.ids), scribes(supervisor)
+            eventually(lambda: len(log_processes(supervisor)) == 2)
+            count, victims = len(told.ids), log_processes(supervisor)
             for one in victims:
                 one.kill()
             eventually(lambda count=count: len(told.ids) > count + 100)
-            eventually(lambda victims=victims: len({*scribes(supervisor)} - {*victims}) == 2, what="no scribe came in its place")
+            eventually(lambda victims=victims: len({*log_processes(supervisor)} - {*victims}) == 2, what="none came in its place")
     assert not told.wrong and not told.failed, (told.wrong[:3], told.failed[:3])
     eventually(lambda: without_row(project, told.ids) == 0, 10)
     victim = team(service)[0]
-    mine = scribes(victim)
+    mine = log_processes(victim)
     assert len(mine) == 1
     kill(victim)
-    eventually(lambda: gone(mine[0]), 10, "a scribe outlives its worker")
+    eventually(lambda: gone(mine[0]), 10, "a log process outlives its worker")
     eventually(lambda: len(team(service)) == 2 and victim not in team(service))
 
 
@@ -421,6 +421,16 @@ def test_a_stop_answers_what_was_asked_before(project, asked):
         assert without_row(project, [one for _, ids in answers for one in ids]) == 0
         assert refused(port)
         eventually(lambda: all(map(gone, processes)), what="a process is left")
+
+
+def test_the_last_answers_before_a_stop_are_in_the_log_though_none_waited_for_it(tmp_path):
+    project = make_project(tmp_path, durable=False)
+    asked = cases(Registry(project), ["v1"])
+    with running_service(project) as service, Clients(port_of(service.url), asked, 8) as told:
+        eventually(lambda: len(told.ids) > 500)
+        service.process.terminate()
+        service.process.wait(60)
+    assert not told.wrong and without_row(project, told.ids) == 0
 
 
 @pytest.mark.stress

@@ -177,9 +177,9 @@ def test_a_server_that_stops_and_comes_back(server, tmp_path):  # noqa: F811
         log.close()
 
 
-def test_a_scribe_that_dies_while_the_server_is_away(server, tmp_path):  # noqa: F811
+def test_a_log_process_that_dies_while_the_server_is_away(server, tmp_path):  # noqa: F811
     """The next one knows that the server is away, and writes what the first has put aside, though nothing comes any more."""
-    url = server.database("scribes")
+    url = server.database("apart")
     log = PredictionLog(url, durable=False, when_log_fails="answer", spill=tmp_path / "spill", apart=True)
     log.record(make_predictions(3, "before-"))
     log.flush()
@@ -194,9 +194,9 @@ def test_a_scribe_that_dies_while_the_server_is_away(server, tmp_path):  # noqa:
         log.record(make_predictions(3, "during-"))
         log.flush()
         assert log.failing and list((tmp_path / "spill").glob("*.jsonl"))
-        first = log._scribe.process
+        first = log._process.child.process
         first.kill()
-        until(lambda: log._scribe.process is not first, "no scribe came in its place")
+        until(lambda: log._process.child.process is not first, "no process came in its place")
         time.sleep(1)
         assert log.failing
     finally:

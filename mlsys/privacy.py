@@ -75,7 +75,7 @@ _email = re.compile(
 _hardware = re.compile(r"(?<![\w:-])[0-9A-Fa-f]{2}([:-])(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])")
 _pair = re.compile(r"(?<![\d.])(-?\d{1,2}\.\d{4,})\s*[,; ]\s*(-?\d{1,3}\.\d{4,})(?![\d.])")
 
-
+# %% ../nbs/08_privacy.ipynb #ba7a52d5
 def find_email(text: str) -> str | None:
     """An e-mail address."""
     return _first(_email, text) if "@" in text else None
@@ -85,13 +85,13 @@ def find_hardware_address(text: str) -> str | None:
     """A network card's (MAC) address, which stays with a device for its life."""
     return _first(_hardware, text)
 
-
+# %% ../nbs/08_privacy.ipynb #bc0bc977
 def find_coordinates(text: str) -> str | None:
     """A latitude and a longitude with 4 decimals or more, that is to 11 metres."""
     found = _pair.search(text)
     return found[0] if found and abs(float(found[1])) <= 90 and abs(float(found[2])) <= 180 else None
 
-
+# %% ../nbs/08_privacy.ipynb #add3e7cd
 def _first(pattern: re.Pattern[str], text: str) -> str | None:
     found = pattern.search(text)
     return found[0] if found else None
@@ -102,20 +102,20 @@ _american = re.compile(r"(?<![\w.+-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}([ .-]))\d{3
 _local = re.compile(r"\(?\+?\d[\d ().\-/]{5,22}\d(?: ?(?:x|ext\.?) ?\d{1,5})?")
 _not_phone = re.compile(r"[+-]?\d+[.,]\d+|\d{1,4}([./-])\d{1,2}\1\d{1,4}|\d{1,3}(\.\d{1,3}){3}")  # decimals, dates, addresses
 
-
+# %% ../nbs/08_privacy.ipynb #6267654c
 def find_phone(text: str) -> str | None:
     """A phone number with a plus sign and a country code (ITU-T E.164: at most 15 digits)."""
     found = _first(_abroad, text) if "+" in text else None
     return found if found and not _not_phone.fullmatch(found) and 8 <= sum(c.isdigit() for c in found) <= 15 else None
 
-
+# %% ../nbs/08_privacy.ipynb #85ee0394
 def find_american_phone(text: str) -> tuple[str | None, bool]:
     """A text of the form of a North American number, and whether area and exchange may begin like that (NANPA)."""
     found = _first(_american, text)
     digits = "".join(filter(str.isdigit, found or ""))[-10:]
     return found, bool(found) and digits[0] > "1" and digits[3] > "1" and digits[1:3] != "11" and digits[4:6] != "11"
 
-
+# %% ../nbs/08_privacy.ipynb #2d33a9e2
 def is_local_phone(text: str) -> bool:
     """Whether the whole text may be a phone number of some country: 7 to 15 digits, and no date or decimal."""
     return bool(_local.fullmatch(text)) and not _not_phone.fullmatch(text) and 7 <= sum(c.isdigit() for c in text) <= 15
@@ -135,7 +135,7 @@ def find_ip(text: str) -> tuple[str | None, int]:
             return found, 255
     return None, 0
 
-
+# %% ../nbs/08_privacy.ipynb #f2fa655a
 def _is_ip(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -150,7 +150,7 @@ _card_issuer = re.compile(  # the first digits that issuers were given (ISO/IEC 
     r"|35\d{14}|6(?:011|4[4-9]\d|5\d\d)\d{12}(?:\d{3})?|62\d{14,17}|(?:5[06-9]|6[037])\d{10,17}")
 _account_form = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[A-Z0-9]{11,30}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?!\w)")
 
-
+# %% ../nbs/08_privacy.ipynb #8b3f1d22
 def find_card(text: str) -> tuple[str | None, bool]:
     """A text of the form of a payment card's number, and whether its check digit is right (Luhn)."""
     for found in _card_form.finditer(text):
@@ -159,7 +159,7 @@ def find_card(text: str) -> tuple[str | None, bool]:
             return found[0], luhn.is_valid(digits)
     return None, False
 
-
+# %% ../nbs/08_privacy.ipynb #f9cc4c4e
 def find_account(text: str) -> tuple[str | None, bool]:
     """A text of the form of a bank account's number, and whether its check digits are right (IBAN, ISO 13616)."""
     first = None
@@ -198,7 +198,7 @@ def name_words(name: str) -> list[str]:
     apart = re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", str(name))
     return [word.lower() for word in re.findall(r"[^\W\d_]+", apart)]
 
-
+# %% ../nbs/08_privacy.ipynb #1d0009f0
 def _says(name: str, words: str, glued: str = "") -> bool:
     """Whether a name has one of the words, or one of the longer ones anywhere in its letters."""
     found = name_words(name)
@@ -212,6 +212,8 @@ _part_of_name = "first last given family full middle sur maiden birth"
 _own_name = ("surname forename firstname lastname fullname givenname familyname middlename vorname nachname familienname "
              "prenom prénom apellido apellidos cognome sobrenome фамилия")
 _name = "name names nom nombre nome имя"
+
+# %% ../nbs/08_privacy.ipynb #197ee041
 _title = re.compile(r"\b(?:Mr|Mrs|Ms|Miss|Master|Dr|Prof|Herr|Frau|Mme|Mlle|Sra?|Srta|Rev)\b\.?[ ,]")
 _given = frozenset(
     "james john robert michael william david richard joseph thomas charles mary patricia jennifer linda elizabeth barbara susan "
@@ -222,7 +224,7 @@ _given = frozenset(
     "piotr krzysztof katarzyna agnieszka erik lars johan ingrid emma olivia noah liam lucas oliver sophia mia daniel paul mark "
     "george kevin brian edward lisa nancy laura emily alexander christian julia simon henry arthur alice margaret".split())
 
-
+# %% ../nbs/08_privacy.ipynb #0a622fbb
 def is_name_of_person(name: str) -> bool | None:
     """Whether a column's name says that it holds people's names; None when it may (`name`, `Director`)."""
     words = name_words(name)
@@ -238,7 +240,7 @@ def is_name_of_person(name: str) -> bool | None:
 most_rows, most_values, most_letters = 20_000, 5_000, 1_000
 least_share = 0.001  # of the cells; a text that holds a person's data more rarely is not found
 
-
+# %% ../nbs/08_privacy.ipynb #acb7a914
 @dataclass(frozen=True)
 class Cells:
     """Different texts of a column, how many sampled cells hold each, and the column's name."""
@@ -276,7 +278,7 @@ class Cells:
 def _enough(cells: Cells, hits: list[Any], share: float = least_share) -> bool:
     return len({hit for hit in hits if hit}) >= 2 and cells.share(hits) >= share
 
-
+# %% ../nbs/08_privacy.ipynb #507e97d7
 def _by_form(what: str, find: Callable[[str], str | None]) -> Callable[[Cells], Finding | None]:
     """A rule for what no other text looks like."""
     def rule(cells: Cells) -> Finding | None:
@@ -284,7 +286,7 @@ def _by_form(what: str, find: Callable[[str], str | None]) -> Callable[[Cells], 
         return cells.finding(what, hits) if _enough(cells, hits) else None
     return rule
 
-
+# %% ../nbs/08_privacy.ipynb #888520b0
 def _by_check(what: str, find: Callable[[str], tuple[str | None, bool]], chance: float) -> Callable[[Cells], Finding | None]:
     """A rule for what passes a check that others pass by chance only."""
     def rule(cells: Cells) -> Finding | None:
@@ -308,7 +310,7 @@ def _phone_by_name(cells: Cells) -> Finding | None:
     least = 0.85 if len(bare) > 0.5 * len(hits) else 0.5
     return cells.finding("phone numbers", hits, because="the name says so") if _enough(cells, hits, least) else None
 
-
+# %% ../nbs/08_privacy.ipynb #3e2c64fb
 def _ip(cells: Cells) -> Finding | None:
     found = [find_ip(text) for text in cells.texts]
     hits, largest = [address for address, _ in found], [most for address, most in found if address]
@@ -347,7 +349,7 @@ _street = re.compile(
     r"\b\d{1,4},? (?:bis )?(?:rue|avenue|boulevard|calle|via|rua) |"
     r"\b(?:calle|via|rua|avenida|plaza) (?:[^\W\d]+\.? ){0,3}[^\W\d]+,? \d{1,4}\b")
 
-
+# %% ../nbs/08_privacy.ipynb #66372ef8
 def _address(cells: Cells) -> Finding | None:
     streets = [_first(_street, text) for text in cells.texts]
     if _enough(cells, streets, 0.2):
@@ -360,7 +362,7 @@ def _address(cells: Cells) -> Finding | None:
     several = len(cells.texts) >= min(20, 0.5 * cells.rows)
     return cells.finding("postal addresses", hits, because="the name says so") if several and _enough(cells, hits, 0.5) else None
 
-
+# %% ../nbs/08_privacy.ipynb #c8dc3ace
 def _postcode(cells: Cells) -> Finding | None:
     """Not a person by itself; with a birth date and a sex it names most of them (Sweeney 2000): proposed only."""
     if not _says(cells.name, "zip postcode plz", "zipcode postcode postalcode postleitzahl codepostal"):
@@ -381,7 +383,7 @@ def _birth_date(cells: Cells) -> Finding | None:
     hits = [text if _date.fullmatch(text) else None for text in cells.texts]
     return cells.finding("birth dates", hits, because="the name says so") if _enough(cells, hits, 0.5) else None
 
-
+# %% ../nbs/08_privacy.ipynb #77d3e1e6
 def _national_id(cells: Cells) -> Finding | None:
     if not _says(cells.name, "ssn passport nino nin cpf dni nif nie bsn pesel aadhaar curp personnummer sin tin nhs itin",
                  "socialsecurity nationalid nationalinsurance taxid taxpayer identitycard driverlicen driverslicen drivinglicen "
@@ -403,7 +405,7 @@ def _coordinates(cells: Cells) -> Finding | None:
     hits = [text if re.fullmatch(r"[+-]?\d{1,3}[.,]\d{4,}", text) else None for text in cells.texts]
     return cells.finding("exact coordinates", hits, because="to 11 metres or closer") if _enough(cells, hits, 0.5) else None
 
-
+# %% ../nbs/08_privacy.ipynb #1b873e3c
 rules: list[Callable[[Cells], Finding | None]] = [
     _by_form("e-mail addresses", find_email), _by_check("card numbers", find_card, 0.1),
     _by_check("bank accounts", find_account, 1 / 97), _by_form("phone numbers", find_phone),
@@ -426,7 +428,7 @@ def detect(df: pd.DataFrame, columns: Iterable[str] | None = None) -> list[Findi
     found = [_detect_column(str(name), df.iloc[:, place]) for place, name in enumerate(df) if name in wanted]
     return sorted((one for one in found if one), key=lambda one: (not one.sure, -one.share))
 
-
+# %% ../nbs/08_privacy.ipynb #6c581983
 def _detect_column(name: str, values: pd.Series) -> Finding | None:
     wanted = rules
     if pd.api.types.is_bool_dtype(values):
@@ -464,7 +466,7 @@ def plot_findings(findings: list[Finding], ax: "Axes | None" = None) -> "Axes":
 key_variable = "MLSYS_HASH_KEY"
 _least_key = 32  # characters; written in hexadecimal that is 128 bits, above the 112 that NIST SP 800-131A asks of a MAC
 
-
+# %% ../nbs/08_privacy.ipynb #5668e633
 def hash_key(column: str) -> str:
     """The key to hash with, from the environment.
 
@@ -500,12 +502,12 @@ def _column_key(key: str, column: str) -> bytes:
 def _digest(text: str, key: bytes, size: int) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=key, digest_size=size).hexdigest()
 
-
+# %% ../nbs/08_privacy.ipynb #41e4ad2d
 def is_token(text: str) -> bool:
     """Whether a text has the form of a token."""
     return _token.fullmatch(text) is not None
 
-
+# %% ../nbs/08_privacy.ipynb #e2897d46
 def hash_value(value: str, key: str, column: str) -> str | None:
     """The token of a text; a token stays itself.
 
@@ -529,7 +531,7 @@ def hash_value(value: str, key: str, column: str) -> str | None:
     token = "tok_" + _digest(text, own, 8)
     return token + _digest(token, own, 4)
 
-
+# %% ../nbs/08_privacy.ipynb #06f7f3e2
 def hash_values(values: pd.Series, key: str, column: str) -> pd.Series:
     """`hash_value` of a whole column of texts; missing and foreign tokens are NaN."""
     tokens = {text: hash_value(text, key, column) for text in values.dropna().unique()}
@@ -556,7 +558,7 @@ def coarsen_value(value: float | str | pd.Timestamp, to: float | str) -> Any:
         return pd.Timestamp(dt.datetime(*(*kept, 1, 1)[:max(3, len(kept))])).as_unit("us")
     return _floor(value, float(to))
 
-
+# %% ../nbs/08_privacy.ipynb #9064e278
 def _floor(number: float, step: float) -> float:
     """The multiple of a step below a number; what lies on a multiple but for rounding stays there."""
     ratio = number / step
@@ -567,13 +569,13 @@ def _floor(number: float, step: float) -> float:
     parts = _parts(step)
     return (count / parts if parts else count * step) + 0.0
 
-
+# %% ../nbs/08_privacy.ipynb #fb16c2ac
 def _parts(step: float) -> int:
     """How many steps make one, 0 when that is no whole number: 481 / 10 is the float nearest to 48.1, and 481 * 0.1 is not."""
     parts = round(1 / step)
     return parts if parts > 1 and abs(parts * step - 1) < 1e-12 else 0
 
-
+# %% ../nbs/08_privacy.ipynb #20e0b0cb
 def _network(text: str, bits: int) -> str | None:
     """The network of an address, with `bits` of version 4 and twice as many of version 6."""
     try:
@@ -593,7 +595,7 @@ def coarsen_values(values: pd.Series, to: float | str) -> pd.Series:
     steps = {text: coarsen_value(text, to) for text in values.dropna().unique()}
     return values.map(steps, na_action="ignore").astype("str")
 
-
+# %% ../nbs/08_privacy.ipynb #5651a1ed
 def _floor_all(numbers: np.ndarray, step: float) -> np.ndarray:
     """`_floor` of many numbers, by the same operations in the same order."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -613,7 +615,7 @@ def group_sizes(df: pd.DataFrame) -> pd.Series:
     codes = df.groupby(list(df), dropna=False, sort=False, observed=True).ngroup()
     return codes.map(codes.value_counts())
 
-
+# %% ../nbs/08_privacy.ipynb #bc981dd5
 def plot_coarsening(df: pd.DataFrame, steps: list[float] | list[str], k: int = 5, ax: "Axes | None" = None) -> "Axes":
     """The share of rows that fewer than `k` rows share their values with, for each step that the columns may be coarsened to."""
     import matplotlib.pyplot as plt
@@ -649,7 +651,7 @@ def protected_kind(column: str, kind: Kind, policy: str, to: float | str | None)
     _check_step(column, kind, to)
     return kind if kind in ("number", "integer", "datetime", "constant") else "category"
 
-
+# %% ../nbs/08_privacy.ipynb #3ddcf1e3
 def _check_step(column: str, kind: Kind, to: float | str | None) -> None:
     number = isinstance(to, (int, float)) and math.isfinite(to) and to > 0
     whole = number and float(to or 0) % 1 == 0
@@ -682,7 +684,7 @@ def protect_value(column: str, policy: str, to: float | str | None, value: Any) 
     coarse = coarsen_value(value, to)  # type: ignore[arg-type]
     return coarse, None if coarse is not None else "a value that is no IP address"
 
-
+# %% ../nbs/08_privacy.ipynb #2d412ed7
 def protect_values(column: str, policy: str, to: float | str | None, values: pd.Series) -> tuple[pd.Series, pd.Series]:
     """`protect_value` of a whole canonical column, and which cells have a problem."""
     if policy not in ("hash", "coarsen"):

@@ -164,7 +164,8 @@ def find_account(text: str) -> tuple[str | None, bool]:
     """A text of the form of a bank account's number, and whether its check digits are right (IBAN, ISO 13616)."""
     first = None
     for found in _account_form.finditer(text.upper()):
-        first = candidate = first or found[0]
+        candidate = found[0]
+        first = first or candidate
         while candidate:
             if iban.is_valid(candidate, check_country=False):
                 return candidate, True
